@@ -1,0 +1,49 @@
+"""Option types and options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2v_sync.units import parse_duration_s, parse_size
+
+
+class _Parsed(click.ParamType[Any]):
+    """An option value that a function of units understands."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE = _Parsed("size", parse_size)
+DURATION = _Parsed("duration", parse_duration_s)
+PATH = click.Path(path_type=Path)
+
+state_option = click.option(
+    "--state", "state_dir", type=PATH, metavar="DIR", help="Where the ledger is kept."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a line on standard output."
+)
+
+
+def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how to reach the receiver."""
+    options = (
+        click.option("--token-file", type=PATH, metavar="FILE", help="Token of a tcp:// receiver."),
+        click.option("--identity", type=PATH, metavar="FILE", help="Private key for ssh."),
+        click.option("--sudo", is_flag=True, help="Start the receiver with sudo -n (ssh)."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,1 @@
+"""The source side of the kernel: /sys/block, sizes, identity, aligned reads."""

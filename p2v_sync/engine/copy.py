@@ -1,0 +1,278 @@
+"""One session's share of a pass: feed the workers, take checkpoints, agree on the end."""
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2v_receiver import codec, wire
+from p2v_receiver.wire import Json, Layout
+from p2v_sync.engine import plan
+from p2v_sync.engine.compression import Compressor
+from p2v_sync.engine.knowledge import Asked, Knowledge, NewImage, Recorded, with_knowledge
+from p2v_sync.engine.plan import SegmentRun
+from p2v_sync.engine.ports import Ledger, Source
+from p2v_sync.engine.run import Run
+from p2v_sync.engine.scan import Report, Scanner, Workers, WorkItem
+from p2v_sync.engine.session import Commit, Session, Target
+from p2v_sync.errors import P2vError
+from p2v_sync.events import CheckpointDone, Counters, Event, Notice, Progress, UnreadableFound
+from p2v_sync.extent import Extent
+from p2v_sync.records import Checkpoint
+
+_CHECKPOINT_S = 5.0
+_CHECKPOINT_BYTES = 1 << 30
+_TICK_S = 0.25
+_STATE_ROW = struct.Struct("!Q")
+
+
+class Judge(Protocol):
+    """What only the caller can say of the source."""
+
+    def identity(self) -> Json:
+        """What tells the source from other disks, for the receiver to keep (P10)."""
+        ...
+
+    def check_source(self, recorded: Json | None) -> None:
+        """Raise TargetTaken when the image is the copy of another disk (P10)."""
+        ...
+
+    def changed_since_start(self) -> str | None:
+        """Why the pass is no consistent picture of the source, or None.  Raises DeviceChanged."""
+        ...
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The fixed surroundings of one disk's run."""
+
+    name: str
+    source: Source
+    judge: Judge
+    ledger: Ledger
+    observe: Callable[[Event], None]
+    check_stop: Callable[[], None]  # raises Interrupted once the operator wants to stop
+
+
+class Copy:
+    """Brings the target to the state of the source through one session."""
+
+    def __init__(self, disk: Disk, run: Run, session: Session, compress: str, local: bool) -> None:
+        self._disk = disk
+        self._run = run
+        self._session = session
+        self._compressor = _compressor(session.codecs, compress, local)
+        self._tally = run.tally
+        self._awaiting: dict[int, bytes | None] = {}  # sent, not yet known to be durable
+        self._lock = threading.Lock()
+        self._checkpoint_at = time.monotonic()
+        self._sent_at_checkpoint = self._tally.counters.sent
+        self._new_unreadable: list[Extent] = []
+        self._over = threading.Event()
+
+    @property
+    def _target(self) -> Target:
+        return self._session.target
+
+    @property
+    def _layout(self) -> Layout:
+        return self._session.target.layout
+
+    def run(self, retry: Sequence[Extent]) -> None:
+        """The whole pass, or with ``retry`` just these extents of it (P12)."""
+        self._tally.blocks_sent = self._tally.blocks_zeroed = 0
+        ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
+        ticker.start()
+        workers = Workers(self._scanners(), self._session.abort)
+        try:
+            self._feed(workers, plan.blocks_of(retry, self._layout) if retry else None)
+            workers.finish()
+            self._session.drain()
+            self._session.wait_checkpoint(self._session.checkpoint())
+            self._end()
+        except BaseException as error:
+            self._session.abort(error)
+            raise
+        finally:
+            workers.finish()
+            self._over.set()
+            ticker.join()
+
+    # Feeding the workers
+
+    def _scanners(self) -> list[Scanner]:
+        report = Report(self._tally, self._segment_sent, self._run.note_written, self._bad_extents)
+        digest = codec.digest_function(self._target.digest, self._target.seed)
+        streams = self._session.streams
+        # Two workers at least: one reads and digests while the other one sends.
+        return [
+            Scanner(
+                self._disk.source,
+                streams[index % len(streams)],
+                self._layout,
+                digest,
+                self._compressor,
+                report,
+            )
+            for index in range(max(2, len(streams)))
+        ]
+
+    def _feed(self, workers: Workers, only: dict[int, set[int]] | None) -> None:
+        knowledge = self._knowledge()
+        for run, known in with_knowledge(self._runs(knowledge.most_segments), knowledge):
+            self._check()
+            at = run.first
+            for segment in range(run.first, run.first + run.total) if run.has_data else known:
+                self._finish_zeros(at, segment - at)
+                at = segment + 1
+                expected = known.get(segment) or self._layout.zero_entries(segment)
+                if self._is_done(segment, expected):
+                    continue
+                if only is not None and segment not in only:
+                    self._adopt(segment, expected)
+                else:
+                    blocks = frozenset(only[segment]) if only is not None else None
+                    workers.put(WorkItem(segment, expected, blocks), self._check)
+            self._finish_zeros(at, run.first + run.total - at)
+
+    def _check(self) -> None:
+        self._disk.check_stop()
+        self._session.check()
+
+    def _knowledge(self) -> Knowledge:
+        if self._target.created:
+            return NewImage()
+        if self._disk.ledger.target_state() == self._target.state and not self._target.reasons:
+            return Recorded(self._disk.ledger)
+        return Asked(self._session)
+
+    def _runs(self, most: int) -> Iterator[SegmentRun]:
+        """What is not done first: the rest has only to be compared, perhaps digested again."""
+        data = self._disk.source.data_extents(0, self._layout.size)
+        runs = list(plan.segment_runs(data, self._layout))
+        done = self._run.done.copy()
+        for is_done in (False, True) if done else (False,):
+            for run in runs:
+                yield from plan.parts(run, done, is_done, most)
+
+    def _is_done(self, segment: int, expected: bytes) -> bool:
+        """True when an earlier session made it durable and the target still has it."""
+        if segment not in self._run.done:
+            return False
+        recorded = self._disk.ledger.entries(segment) or self._layout.zero_entries(segment)
+        if recorded != expected:
+            self._run.done.discard(segment)
+        return recorded == expected
+
+    def _adopt(self, segment: int, expected: bytes) -> None:
+        """Not looked at in this pass: what the target holds stays."""
+        length = plan.length_of(self._layout, segment, 1)
+        self._tally.add(Counters(scanned=length, same=length))
+        self._segment_sent(segment, expected)
+        self._tell_complete(segment, 1, [codec.entries_digest(expected)])
+
+    def _finish_zeros(self, first: int, total: int) -> None:
+        """Segments that are holes here and zero there need no work at all."""
+        if not total or first in self._run.done:
+            return
+        length = plan.length_of(self._layout, first, total)
+        with self._lock:
+            self._awaiting.update(dict.fromkeys(range(first, first + total)))
+        self._tell_complete(first, total, plan.zero_digests(self._layout, first, total))
+        self._tally.add(Counters(scanned=length, zero=length))
+
+    def _tell_complete(self, first: int, total: int, digests: list[bytes]) -> None:
+        message = wire.Segments(first, total, codec.entries_digest(b"".join(digests)))
+        self._session.streams[0].send(wire.FrameType.SEGMENTS, message.pack())
+
+    # What the workers tell
+
+    def _segment_sent(self, segment: int, entries: bytes) -> None:
+        is_zero = entries == self._layout.zero_entries(segment)
+        with self._lock:
+            self._awaiting[segment] = None if is_zero else entries
+
+    def _bad_extents(self, extents: Sequence[Extent]) -> None:
+        with self._lock:
+            self._run.note_unreadable(extents)
+            self._new_unreadable.extend(extents)
+        self._tally.add(Counters(unreadable=sum(extent.length for extent in extents)))
+        for extent in extents:
+            self._disk.observe(UnreadableFound(self._disk.name, extent.start, extent.length))
+
+    # Checkpoints
+
+    def _tick(self) -> None:
+        """Show progress and ask for checkpoints while the pass runs."""
+        while not self._over.wait(_TICK_S):
+            self._disk.observe(
+                Progress(self._disk.name, "copy", self._layout.size, self._tally.counters)
+            )
+            try:
+                self._checkpoint_if_due()
+            except P2vError:
+                return  # the session's failure is raised where the pass waits for it
+
+    def _checkpoint_if_due(self) -> None:
+        now, sent = time.monotonic(), self._tally.counters.sent
+        is_due = plan.checkpoint_is_due(
+            now - self._checkpoint_at,
+            sent - self._sent_at_checkpoint,
+            len(self._awaiting),
+            every_s=_CHECKPOINT_S,
+            every=_CHECKPOINT_BYTES,
+        )
+        if is_due and not self._session.checkpoint_pending:
+            self._checkpoint_at, self._sent_at_checkpoint = now, sent
+            self._session.checkpoint()
+
+    def on_commit(self, commit: Commit) -> None:
+        """P2: durable at the receiver and in its manifest; now it goes into the ledger."""
+        with self._lock:
+            segments = {
+                segment: self._awaiting.pop(segment)
+                for first, count in commit.complete
+                for segment in range(first, first + count)
+                if segment in self._awaiting
+            }
+            unreadable, self._new_unreadable = self._new_unreadable, []
+        counters = self._tally.counters
+        self._disk.ledger.record(Checkpoint(commit.state, segments, counters, unreadable))
+        self._run.done.update(segments)
+        if commit.number is not None:
+            self._disk.observe(CheckpointDone(self._disk.name, commit.state.generation, counters))
+
+    # The end
+
+    def _end(self) -> None:
+        """P7: both sides count and digest the whole."""
+        ledger = self._disk.ledger
+        rows = b"".join(_STATE_ROW.pack(number) + each for number, each in ledger.segment_digests())
+        digest = codec.entries_digest(rows).hex()
+        changed = self._disk.judge.changed_since_start()
+        if changed:
+            self._disk.observe(
+                Notice(self._disk.name, f"the source changed during the pass: {changed}")
+            )
+        unreadable = plan.coarse(self._run.unreadable, wire.MAX_EXTENTS)
+        message = {
+            "digest": digest,
+            "blocks_sent": self._tally.blocks_sent,
+            "blocks_zeroed": self._tally.blocks_zeroed,
+            "quiesced": changed is None,
+            "unreadable": [list(extent) for extent in unreadable],
+        }
+        state = self._session.end(message)
+        ledger.set_unreadable(self._run.unreadable)
+        ledger.finish_pass(state, self._tally.counters, wire_digest=digest)
+
+
+def _compressor(common: Sequence[str], wanted: str, local: bool) -> Compressor:
+    """``wanted`` is the option; what the other end can't do is not used."""
+    if wanted == "none" or (wanted == "auto" and local):
+        return Compressor(None, adaptive=False)
+    names = [name for name in common if wanted in ("auto", name)]
+    chosen = codec.codec_by_name(names[0]) if names else None
+    return Compressor(chosen, adaptive=wanted == "auto")

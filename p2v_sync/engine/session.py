@@ -1,0 +1,453 @@
+"""The sender's end of a session: one disk's control connection and its bulk streams.
+
+Each connection has a reader thread here.  The first failure, wherever it happens, ends the session:
+it is raised from every call that waits or sends from then on.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2v_receiver import codec, wire
+from p2v_receiver.wire import ErrorCode, Frame, FrameType, Json, Layout
+from p2v_sync import __version__
+from p2v_sync.engine.ports import Channel, Dialer, Limiter
+from p2v_sync.errors import (
+    IntegrityError,
+    P2vError,
+    ProtocolError,
+    ReceiverError,
+    SourceIsTarget,
+    TargetChanged,
+    TargetFull,
+    TargetIOError,
+    TargetLocked,
+    TargetReadOnly,
+    TargetRefused,
+    TargetTaken,
+    VersionMismatch,
+)
+from p2v_sync.extent import Extent
+from p2v_sync.records import TargetState
+
+ERROR_CLASSES: dict[ErrorCode, type[P2vError]] = {
+    ErrorCode.INTERNAL: ReceiverError,
+    ErrorCode.PROTOCOL: ProtocolError,
+    ErrorCode.VERSION: VersionMismatch,
+    ErrorCode.REFUSED: TargetRefused,
+    ErrorCode.LOCKED: TargetLocked,
+    ErrorCode.TAKEN: TargetTaken,
+    ErrorCode.CHANGED: TargetChanged,
+    ErrorCode.READ_ONLY: TargetReadOnly,
+    ErrorCode.SAME_FILE: SourceIsTarget,
+    ErrorCode.FULL: TargetFull,
+    ErrorCode.IO: TargetIOError,
+    ErrorCode.INTEGRITY: IntegrityError,
+}
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """What is asked of the receiver; ``None``: as its manifest has it, else its choice."""
+
+    job: str
+    disk: str
+    size: int
+    run: str  # names this process, so that a reconnect may end its own former session
+    block_size: int | None = None
+    digest: str | None = None
+    source_file: Json | None = None
+    create: bool = True
+
+    def to_json(self) -> Json:
+        return {
+            "job": self.job,
+            "disk": self.disk,
+            "size": self.size,
+            "run": self.run,
+            "block_size": self.block_size,
+            "digest": self.digest,
+            "digests": codec.digest_names(),
+            "source_file": self.source_file or {},
+            "create": self.create,
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the receiver said of the image in OPENED."""
+
+    session: str
+    token: str
+    window: int
+    state: TargetState
+    layout: Layout
+    digest: str
+    seed: int
+    created: bool
+    reasons: tuple[str, ...]
+    pass_number: int
+    pass_complete: bool
+    quiesced: bool
+    unreadable: tuple[Extent, ...]
+    source: Json | None
+
+    @classmethod
+    def from_json(cls, message: Json, size: int) -> "Target":
+        """Raises wire.ProtocolError for what an honest receiver would not say."""
+        block_size = wire.get(message, "block_size", int)
+        if not wire.is_block_size(block_size):
+            raise wire.ProtocolError(f"blocks of {block_size} bytes are not possible")
+        digest = wire.get(message, "digest", str)
+        if digest not in codec.digest_names():
+            raise wire.ProtocolError(f"digest {digest[:40]!r} is not one we offered")
+        source = message.get("source")
+        return cls(
+            session=wire.get(message, "session", str),
+            token=wire.get(message, "token", str),
+            window=wire.get_int(message, "window", low=wire.MAX_BODY, high=1 << 32),
+            state=_target_state(message, wire.get(message, "image", str)),
+            layout=Layout(size, block_size),
+            digest=digest,
+            seed=wire.get_int(message, "seed", high=(1 << 64) - 1),
+            created=wire.get(message, "created", bool),
+            reasons=tuple(wire.get_names(message, "reasons")),
+            pass_number=wire.get_int(message, "pass_number", high=1 << 32),
+            pass_complete=wire.get(message, "pass_complete", bool),
+            quiesced=wire.get(message, "quiesced", bool),
+            unreadable=tuple(Extent(*pair) for pair in wire.get_pairs(message, "unreadable")),
+            source=source if isinstance(source, dict) else None,
+        )
+
+
+def _target_state(message: Json, image: str) -> TargetState:
+    return TargetState(
+        image,
+        wire.get_int(message, "generation"),
+        wire.get(message, "commit", str),
+    )
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A COMMITTED acknowledgement: these segments are durable as sent (P2)."""
+
+    state: TargetState
+    complete: Sequence[tuple[int, int]]  # (first, count) of segments
+    number: int | None  # of the checkpoint, on its last frame
+
+
+class BulkStream:
+    """One connection as workers use it: frames out, within the window and the rate."""
+
+    def __init__(self, session: "Session", channel: Channel, limiter: Limiter) -> None:
+        self._session = session
+        self._channel = channel
+        self._limiter = limiter
+        self.outstanding_frames = 0
+        self.outstanding = 0  # bytes
+
+    def send(self, kind: FrameType, meta: bytes, body: bytes | memoryview = b"") -> int:
+        """Send one bulk frame when there is room; returns the bytes it took on the link."""
+        self._session.reserve(self, len(body))
+        return self.ask(kind, meta, body)
+
+    def ask(self, kind: FrameType, meta: bytes, body: bytes | memoryview = b"") -> int:
+        """Send a frame that has an answer of its own, so that it takes no room."""
+        self._limiter.take(len(meta) + len(body) + wire.HEADER.size)
+        return self._session.guard(self._channel.send, kind, meta, body)
+
+
+class Session:
+    """An opened disk at the receiver.
+
+    Every method raises the session's first failure: a TransportError when the link went, what the
+    receiver said otherwise.
+    """
+
+    def __init__(self, dialer: Dialer, limiter: Limiter) -> None:
+        self._dialer = dialer
+        self._limiter = limiter
+        self.on_commit: Callable[[Commit], None] | None = None
+        self._changed = threading.Condition()
+        self._failure: BaseException | None = None
+        self._channels: list[Channel] = []
+        self._readers: list[threading.Thread] = []
+        self._entries: dict[int, bytes] = {}
+        self._fetched: set[int] = set()
+        self._verified: dict[int, list[tuple[int, int]]] = {}
+        self._ended: Json = {}
+        self._closed = 0
+        self._checkpoints_sent = 0
+        self._checkpoints_done = 0
+        self.codecs: list[str] = []
+        self.streams: list[BulkStream] = []
+        self.target: Target
+
+    # Opening
+
+    def open(self, request: OpenRequest, streams: int) -> Target:
+        """Dial, open the disk, attach further connections.  Raises what went wrong."""
+        try:
+            control = self._dial()
+            control.send(FrameType.OPEN, wire.pack_json(request.to_json()))
+            message = self._expect(control, FrameType.OPENED)
+            self.target = Target.from_json(message, request.size)
+            self._add_stream(control)
+            for _ in range(min(streams, self._dialer.max_streams) - 1):
+                channel = self._dial()
+                attach = {"session": self.target.session, "token": self.target.token}
+                channel.send(FrameType.ATTACH, wire.pack_json(attach))
+                self._expect(channel, FrameType.ATTACHED)
+                self._add_stream(channel)
+        except wire.ProtocolError as error:
+            self.abort(ProtocolError(str(error)))
+            raise ProtocolError(str(error)) from error
+        except BaseException as error:
+            self.abort(error)
+            raise
+        return self.target
+
+    def _dial(self) -> Channel:
+        channel = self._dialer.dial()
+        self._channels.append(channel)
+        hello = {
+            "version": wire.VERSION,
+            "oldest": wire.VERSION,
+            "software": __version__,
+            "digests": codec.digest_names(),
+            "codecs": codec.codec_names(),
+        }
+        channel.send(FrameType.HELLO, wire.pack_json(hello))
+        welcome = self._expect(channel, FrameType.WELCOME)
+        if wire.get_int(welcome, "version") != wire.VERSION:
+            raise VersionMismatch(
+                f"the receiver answers with protocol {welcome['version']}, not {wire.VERSION}",
+                hint="use the same version of p2v-sync on both ends",
+            )
+        theirs = wire.get_names(welcome, "codecs")
+        self.codecs = [name for name in codec.codec_names() if name in theirs]
+        return channel
+
+    def _expect(self, channel: Channel, kind: FrameType) -> Json:
+        while True:
+            frame = channel.receive()
+            if frame.kind is FrameType.ERROR:
+                raise receiver_error(frame)
+            if frame.kind is kind:
+                return wire.unpack_json(frame.meta)
+            if frame.kind is not FrameType.LOG:
+                raise wire.ProtocolError(f"{frame.kind.name} came instead of {kind.name}")
+
+    def _add_stream(self, channel: Channel) -> None:
+        stream = BulkStream(self, channel, self._limiter)
+        self.streams.append(stream)
+        reader = threading.Thread(
+            target=self._read, args=(channel, stream), name="reader", daemon=True
+        )
+        self._readers.append(reader)
+        reader.start()
+
+    # Reading
+
+    def _read(self, channel: Channel, stream: BulkStream) -> None:
+        try:
+            while self._handle(channel.receive(), stream):
+                pass
+        except wire.ProtocolError as error:
+            self.abort(ProtocolError(str(error)))
+        except Exception as error:  # noqa: BLE001 - raised again from whoever waits
+            self.abort(error)
+
+    def _handle(self, frame: Frame, stream: BulkStream) -> bool:
+        """Take one frame in.  False after the last one of a connection."""
+        if frame.kind is FrameType.ERROR:
+            raise receiver_error(frame)
+        if frame.kind is FrameType.COMMITTED:
+            self._handle_commit(wire.unpack_json(frame.meta))
+            return True
+        with self._changed:
+            if frame.kind is FrameType.WRITTEN:
+                written = wire.Written.unpack(frame.meta)
+                stream.outstanding_frames -= written.frames
+                stream.outstanding -= written.length
+                if stream.outstanding < 0 or stream.outstanding_frames < 0:
+                    raise wire.ProtocolError("more was acknowledged than sent")
+            elif frame.kind is FrameType.DIGESTS:
+                self._handle_digests(wire.Segments.unpack(frame.meta), bytes(frame.body))
+            elif frame.kind is FrameType.VERIFIED:
+                message = wire.unpack_json(frame.meta)
+                number = wire.get_int(message, "number")
+                self._verified[number] = wire.get_pairs(message, "wrong")
+            elif frame.kind is FrameType.ENDED:
+                self._ended = wire.unpack_json(frame.meta)
+            elif frame.kind is FrameType.CLOSED:
+                self._closed += 1
+            self._changed.notify_all()
+        return frame.kind is not FrameType.CLOSED
+
+    def _handle_digests(self, segments: wire.Segments, entries: bytes) -> None:
+        layout = self.target.layout
+        if segments.first + segments.total > layout.segments:
+            raise wire.ProtocolError("DIGESTS for segments that are not on this disk")
+        if entries:
+            if segments.total != 1 or len(entries) != wire.ENTRY_SIZE * layout.blocks_in(
+                segments.first
+            ):
+                raise wire.ProtocolError("DIGESTS of the wrong length")
+            self._entries[segments.first] = entries
+        self._fetched.update(range(segments.first, segments.first + segments.total))
+
+    def _handle_commit(self, message: Json) -> None:
+        complete = wire.get_pairs(message, "complete")
+        if sum(count for _, count in complete) > self.target.layout.segments:
+            raise wire.ProtocolError("COMMITTED names more segments than there are")
+        number = message.get("number")
+        state = _target_state(message, self.target.state.image)
+        if self.on_commit is None:
+            raise wire.ProtocolError("COMMITTED came before a checkpoint was asked for")
+        self.on_commit(Commit(state, complete, number if isinstance(number, int) else None))
+        if isinstance(number, int):
+            with self._changed:
+                self._checkpoints_done = number
+                self._changed.notify_all()
+
+    # Failing
+
+    def abort(self, error: BaseException) -> None:
+        """End the session now; ``error`` is what everybody waiting gets, unless one came before."""
+        with self._changed:
+            if self._failure is None:
+                self._failure = error
+            self._changed.notify_all()
+        for channel in self._channels:
+            channel.close()
+
+    def guard(self, call: Callable[..., int], *arguments: Any) -> int:
+        """Call into a channel; a failure is the session's, whose first one tells more."""
+        try:
+            return call(*arguments)
+        except wire.ProtocolError as error:
+            self.abort(ProtocolError(str(error)))
+        except P2vError as error:
+            # The receiver may have said why it hung up: let its ERROR be read first.
+            self._join_readers(timeout_s=2.0)
+            self.abort(error)
+        self.check()
+        raise AssertionError("a failed session has a failure")
+
+    def check(self) -> None:
+        """Raise the session's failure, if it has one."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _join_readers(self, timeout_s: float) -> None:
+        for reader in self._readers:
+            if reader is not threading.current_thread():
+                reader.join(timeout_s)
+
+    def _wait(self, condition: Callable[[], object]) -> None:
+        """The lock is held.  Until ``condition`` holds; raises the session's failure."""
+        self._changed.wait_for(lambda: self._failure is not None or condition())
+        self.check()
+
+    # Speaking
+
+    def reserve(self, stream: BulkStream, length: int) -> None:
+        """Wait until ``length`` more bytes fit into the stream's window."""
+        with self._changed:
+            self._wait(lambda: stream.outstanding + length <= self.target.window)
+            stream.outstanding += length
+            stream.outstanding_frames += 1
+
+    def _send_control(self, kind: FrameType, meta: bytes) -> None:
+        self.guard(self._channels[0].send, kind, meta)
+
+    def begin(self, kind: str, source: Json) -> None:
+        """A pass begins or goes on."""
+        self._send_control(FrameType.BEGIN, wire.pack_json({"kind": kind, "source": source}))
+
+    def fetch(self, first: int, total: int) -> None:
+        """Ask what the target holds in these segments; ``entries`` waits for the answer."""
+        self._send_control(FrameType.FETCH, wire.Segments(first, total).pack())
+
+    def entries(self, first: int, total: int) -> dict[int, bytes]:
+        """The fetched entries of these segments; those that are all zero are left out."""
+        wanted = range(first, first + total)
+        with self._changed:
+            self._wait(lambda: self._fetched.issuperset(wanted))
+            self._fetched.difference_update(wanted)
+            return {
+                number: self._entries.pop(number) for number in wanted if number in self._entries
+            }
+
+    def checkpoint(self) -> int:
+        """Ask for a durable checkpoint; returns its number."""
+        with self._changed:
+            self._checkpoints_sent += 1
+            number = self._checkpoints_sent
+        self._send_control(FrameType.CHECKPOINT, wire.pack_number(number))
+        return number
+
+    @property
+    def checkpoint_pending(self) -> bool:
+        return self._checkpoints_done < self._checkpoints_sent
+
+    def wait_checkpoint(self, number: int) -> None:
+        with self._changed:
+            self._wait(lambda: self._checkpoints_done >= number)
+
+    def drain(self) -> None:
+        """Until the receiver has handled every bulk frame."""
+        with self._changed:
+            self._wait(lambda: not any(stream.outstanding_frames for stream in self.streams))
+
+    def end(self, message: Json) -> TargetState:
+        """The end record (P7): returns the state of the finished target."""
+        self._ended = {}
+        self._send_control(FrameType.END, wire.pack_json(message))
+        with self._changed:
+            self._wait(lambda: self._ended)
+            ended: Json = dict(self._ended)
+        if ended.get("digest") != message["digest"]:
+            raise IntegrityError("the receiver ended the pass with another digest")
+        try:
+            return _target_state(ended, self.target.state.image)
+        except wire.ProtocolError as error:
+            raise ProtocolError(str(error)) from error
+
+    def verify(
+        self, stream: BulkStream, number: int, first: int, total: int, digests: bytes
+    ) -> None:
+        """Ask for blocks to be read back; ``wait_verified`` has the answer to ``number``."""
+        stream.ask(FrameType.VERIFY, wire.Verify(number, first, total).pack(), digests)
+
+    def wait_verified(self, number: int) -> list[tuple[int, int]]:
+        """``(first, count)`` runs of blocks that were wrong."""
+        with self._changed:
+            self._wait(lambda: number in self._verified)
+            return self._verified.pop(number)
+
+    def close(self) -> None:
+        """Part in due form: everything is said."""
+        for channel in self._channels:
+            self.guard(channel.send, FrameType.CLOSE)
+        with self._changed:
+            self._wait(lambda: self._closed == len(self._channels))
+        for channel in self._channels:
+            channel.close()
+
+
+def receiver_error(frame: Frame) -> P2vError:
+    """An ERROR frame as the exception it stands for."""
+    message = wire.unpack_json(frame.meta)
+    try:
+        kind = ERROR_CLASSES[ErrorCode(wire.get_int(message, "code"))]
+    except ValueError:
+        kind = ReceiverError
+    hint = message.get("hint")
+    return kind(
+        f"receiver: {wire.get(message, 'message', str)}",
+        hint=hint if isinstance(hint, str) and hint else None,
+    )

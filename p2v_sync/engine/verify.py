@@ -1,0 +1,146 @@
+"""Reading the target back and comparing it with what it should be.
+
+Two questions: is what this run sent still what the target's disk returns (block digests, checked
+against the manifest by the receiver alone), and is a place of the target equal to the source
+(a different digest, BLAKE2b, over both)?
+"""
+
+import mmap
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import NamedTuple
+
+from p2v_receiver import codec
+from p2v_receiver.wire import SEGMENT_BLOCKS, ZERO, Layout
+from p2v_sync.engine.plan import runs_where
+from p2v_sync.engine.ports import Source
+from p2v_sync.engine.session import BulkStream, Session
+from p2v_sync.extent import Extent, merged
+from p2v_sync.units import MIB
+
+_REQUEST = MIB
+_SAMPLE_BLOCKS = 64
+
+
+class Check(NamedTuple):
+    """Blocks to read back: ``total`` from ``first``; against the source or the manifest."""
+
+    first: int
+    total: int
+    against_source: bool
+
+
+def checks_of_written(written: Mapping[int, int]) -> Iterator[Check]:
+    """What a run sent (segment → bit set of blocks), against the manifest."""
+    for segment in sorted(written):
+        bits = written[segment]
+        flags = [bits >> index & 1 for index in range(SEGMENT_BLOCKS)]
+        for first, end, flag in runs_where(flags):
+            if flag:
+                yield Check(segment * SEGMENT_BLOCKS + first, end - first, against_source=False)
+
+
+def checks_of_sample(layout: Layout) -> Iterator[Check]:
+    """The first and last MiB and some random blocks, against the source."""
+    edge = min(layout.blocks, max(1, MIB // layout.block_size))
+    chosen = {*range(edge), *range(layout.blocks - edge, layout.blocks)}
+    chosen.update(random.randrange(layout.blocks) for _ in range(_SAMPLE_BLOCKS))
+    for block in sorted(chosen):
+        yield Check(block, 1, against_source=True)
+
+
+def checks_of_all(layout: Layout) -> Iterator[Check]:
+    """Every block, against the source, a segment at a time."""
+    for segment in range(layout.segments):
+        first = segment * SEGMENT_BLOCKS
+        yield Check(first, layout.blocks_in(segment), against_source=True)
+
+
+class Verifier:
+    """Carries checks out, several at a time.  Raises what session and source raise."""
+
+    def __init__(
+        self,
+        session: Session,
+        source: Source,
+        progress: Callable[[int], None],
+        check_stop: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._source = source
+        self._layout = session.target.layout
+        self._strong = codec.strong_digest(session.target.seed)
+        self._progress = progress
+        self._check_stop = check_stop
+        self._numbers = count(1)
+        self._buffers = threading.local()
+
+    def run(self, checks: Iterator[Check]) -> tuple[int, list[Extent]]:
+        """``(bytes checked, extents that are wrong)``."""
+        streams = self._session.streams
+        shared = _Shared(checks)  # pulled from by all threads, so that little is in flight
+        with ThreadPoolExecutor(2 * len(streams), "verify") as pool:
+            jobs = [pool.submit(self._work, shared, stream) for stream in streams * 2]
+            results = [job.result() for job in jobs]
+        wrong = merged(extent for _, extents in results for extent in extents)
+        return sum(length for length, _ in results), list(wrong)
+
+    def _work(self, checks: "_Shared", stream: BulkStream) -> tuple[int, list[Extent]]:
+        checked = 0
+        wrong: list[Extent] = []
+        for check in checks:
+            self._check_stop()
+            for first, total in self._one(check, stream):
+                start, end = self._layout.extent(first, total)
+                wrong.append(Extent(start, end - start))
+            start, end = self._layout.extent(check.first, check.total)
+            checked += end - start
+            self._progress(end - start)
+        return checked, wrong
+
+    def _one(self, check: Check, stream: BulkStream) -> list[tuple[int, int]]:
+        number = next(self._numbers)
+        digests = self._digests(check) if check.against_source else b""
+        self._session.verify(stream, number, check.first, check.total, digests)
+        return self._session.wait_verified(number)
+
+    def _digests(self, check: Check) -> bytes:
+        """The strong entries of these blocks of the source."""
+        block_size = self._layout.block_size
+        start, end = self._layout.extent(check.first, check.total)
+        entries = [ZERO] * check.total
+        buffer = self._buffer(max(block_size, _REQUEST))
+        data = list(self._source.data_extents(start, end))
+        for at in range(start, end, len(buffer)):
+            view = buffer[: min(len(buffer), end - at)]
+            if any(each.start < at + len(view) and each.end > at for each in data):
+                self._source.read_into(view, at)
+                index = (at - start) // block_size
+                found = codec.entries_of(view, block_size, self._strong)
+                entries[index : index + len(found)] = found
+        return b"".join(entries)
+
+    def _buffer(self, length: int) -> memoryview:
+        """This thread's page-aligned buffer."""
+        if not hasattr(self._buffers, "view"):
+            self._buffers.view = memoryview(mmap.mmap(-1, length))
+        view: memoryview = self._buffers.view
+        return view
+
+
+class _Shared:
+    """An iterator that several threads may pull from."""
+
+    def __init__(self, checks: Iterator[Check]) -> None:
+        self._checks = checks
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> "_Shared":
+        return self
+
+    def __next__(self) -> Check:
+        with self._lock:
+            return next(self._checks)

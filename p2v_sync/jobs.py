@@ -1,0 +1,395 @@
+"""The composition root: adapters and engine put together into ``sync`` and ``verify``.
+
+Every disk runs in a thread of its own with its own source, connection and ledger, so that what
+happens to one does not touch the others.
+"""
+
+import contextlib
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from p2v_receiver.wire import Json
+from p2v_sync.config import Connection, SyncConfig, check_job_name, common_name, plain_name
+from p2v_sync.device.identity import Identity, difference, read_identity
+from p2v_sync.device.mounts import users_of
+from p2v_sync.device.readonly import read_only
+from p2v_sync.device.source import DiskSource, OnReadError
+from p2v_sync.device.topology import read_topology
+from p2v_sync.engine.replicate import Replication, Surroundings
+from p2v_sync.engine.run import Options
+from p2v_sync.engine.session import OpenRequest
+from p2v_sync.errors import (
+    DeviceBusy,
+    DeviceChanged,
+    DuplicateSource,
+    Interrupted,
+    P2vError,
+    SourceIsTarget,
+    SourceMissing,
+    SourceReadError,
+    TargetTaken,
+)
+from p2v_sync.events import DiskFailed, Notice, Observer
+from p2v_sync.extent import Extent
+from p2v_sync.state.disk import DiskLedger
+from p2v_sync.state.ledger import JobLedger, Ledger
+from p2v_sync.state.lock import job_lock
+from p2v_sync.transport.address import LocalTarget, Target, parse_target
+from p2v_sync.transport.dialer import Ask, CloseableDialer, make_dialer
+from p2v_sync.transport.throttle import Throttle
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """A source and what it is called in the job."""
+
+    path: Path
+    name: str
+
+
+def disk_name(path: Path) -> str:
+    """Kernel name of a block device (dm: its device-mapper name), file stem of anything else."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        mode = 0
+    if not stat.S_ISBLK(mode):
+        return plain_name(path.stem)
+    number = path.stat().st_rdev
+    node = read_topology(Path("/sys")).by_dev(f"{os.major(number)}:{os.minor(number)}")
+    name = (node.dm_name or node.name) if node else path.resolve().name
+    return plain_name(name)
+
+
+def name_sources(paths: Sequence[Path]) -> list[NamedSource]:
+    """The sources with their names.  Raises DuplicateSource, SourceMissing."""
+    files = [_file_key(path) for path in paths]
+    sources = [NamedSource(path, disk_name(path)) for path in paths]
+    for index, (path, key) in enumerate(zip(paths, files, strict=True)):
+        if key in files[:index]:
+            first = paths[files.index(key)]
+            raise DuplicateSource(
+                f"{path} and {first} are the same disk", hint="name each disk once"
+            )
+    twice = common_name([source.name for source in sources])
+    if twice:
+        raise DuplicateSource(
+            f"two sources would both become {twice}.img",
+            hint="copy them in separate runs with --job, or rename one",
+        )
+    return sources
+
+
+def _file_key(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise SourceMissing(f"there is no {path}", hint="'p2v-sync disks' lists disks") from error
+    except OSError:
+        return (hash(path),)  # opening it will say what is wrong
+    if stat.S_ISBLK(status.st_mode):
+        return (0, status.st_rdev)
+    return (1, status.st_dev, status.st_ino)
+
+
+def default_job(sources: Sequence[NamedSource]) -> str:
+    """The host's name; for image files the stem of the first."""
+    first = sources[0]
+    if first.path.is_block_device():
+        return plain_name(socket.gethostname())
+    return first.name
+
+
+class SourceJudge:
+    """What the engine asks about the source beyond its bytes.  Satisfies ``engine.copy.Judge``."""
+
+    def __init__(self, source: DiskSource) -> None:
+        self._source = source
+        self._identity = read_identity(source)
+        self._stamp = source.stamp()
+        self.change: str | None = None
+
+    def identity(self) -> Json:
+        return self._identity.to_dict()
+
+    def check_ledger(self, ledger: DiskLedger) -> None:
+        """P10: the disk this job copied up to now.  Raises DeviceChanged."""
+        recorded = ledger.identity()
+        reason = self._difference(recorded)
+        if reason:
+            raise DeviceChanged(
+                f"{self._source.path} is not the disk that this job copies: {reason}",
+                hint="name another --job for this disk",
+            )
+        ledger.set_identity(self.identity())
+
+    def check_source(self, recorded: Json | None) -> None:
+        reason = self._difference(recorded)
+        if reason:
+            raise TargetTaken(
+                f"the image there is the copy of another disk than {self._source.path}: {reason}",
+                hint="name another --job for this disk",
+            )
+
+    def _difference(self, recorded: Json | None) -> str | None:
+        if recorded is None:
+            return None
+        try:
+            return difference(Identity.from_dict(recorded), self._identity)
+        except ValueError:
+            return None  # an unreadable record says nothing; the content is compared anyway
+
+    def changed_since_start(self) -> str | None:
+        self._source.check_size()
+        self.change = self._source.changed_since(self._stamp)
+        return self.change
+
+
+def place_of(source: DiskSource) -> Json:
+    """Where the source is, so that a receiver on the same machine notices itself (jobs can't)."""
+    status = os.stat(source.path)
+    place = {"dev": status.st_dev, "ino": status.st_ino, "rdev": status.st_rdev}
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {**place, "boot_id": boot}
+    return place
+
+
+class DiskRun:
+    """One disk of a run: opens everything, replicates, says how it ended."""
+
+    def __init__(self, source: NamedSource, job: "JobRun") -> None:
+        self.name = source.name
+        self.error: BaseException | None = None
+        self._path = source.path
+        self._job = job
+        self._replication: Replication | None = None
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        if self._replication is not None:
+            self._replication.interrupt()
+
+    def run(self, work: Callable[["DiskRun", Replication, SourceJudge], None]) -> None:
+        """``work`` on the disk; never raises, the outcome is in ``error``."""
+        ledger: DiskLedger | None = None
+        try:
+            with contextlib.ExitStack() as stack:
+                source = self._open(stack)
+                ledger = self._job.ledger.disk(self.name, path=str(self._path), size=source.size)
+                judge = SourceJudge(source)
+                judge.check_ledger(ledger)
+                dialer = stack.enter_context(contextlib.closing(self._job.dialer()))
+                self._replication = self._make(source, judge, ledger, dialer)
+                if self._interrupted:
+                    self._replication.interrupt()
+                work(self, self._replication, judge)
+        except P2vError as error:
+            self._fail(error, ledger)
+        except BaseException as error:  # noqa: BLE001 - raised again by the job's thread
+            self.error = error
+
+    def _open(self, stack: contextlib.ExitStack) -> DiskSource:
+        seed = self._job.config.seed
+        if not seed:
+            # P1: before anything else is done with the disk.
+            stack.enter_context(read_only(self._path))
+        source = stack.enter_context(
+            DiskSource(self._path, on_read_error=cast(OnReadError, self._job.config.on_read_error))
+        )
+        users = users_of(self._path)
+        if users and not seed:
+            raise DeviceBusy(
+                f"{self._path} is in use: {', '.join(users)}",
+                hint="stop that, or add --seed for a first pass from the running system",
+            )
+        return source
+
+    def _make(
+        self, source: DiskSource, judge: SourceJudge, ledger: DiskLedger, dialer: CloseableDialer
+    ) -> Replication:
+        config = self._job.config
+        request = OpenRequest(
+            job=self._job.name,
+            disk=self.name,
+            size=source.size,
+            run="",
+            block_size=config.block_size,
+            digest=config.digest,
+            source_file=place_of(source),
+            create=self._job.create,
+        )
+        surroundings = Surroundings(
+            source, judge, ledger, dialer, self._job.throttle, self._job.observe
+        )
+        options = Options(
+            streams=config.streams,
+            compress=config.compress,
+            seed=config.seed,
+            verify=config.verify,
+            retry_for_s=config.retry_for_s,
+        )
+        return Replication(request, surroundings, options)
+
+    def _fail(self, error: P2vError, ledger: DiskLedger | None) -> None:
+        self.error = error
+        if ledger is not None:
+            with contextlib.suppress(P2vError):
+                ledger.failed(error.message)
+        self._job.observe(
+            DiskFailed(self.name, type(error).__name__, error.message, error.hint, error.exit_code)
+        )
+
+
+@dataclass(frozen=True)
+class JobRun:
+    """What the disks of one run share."""
+
+    name: str
+    config: SyncConfig
+    target: Target
+    ledger: JobLedger
+    throttle: Throttle
+    observe: Observer
+    ask: Ask | None
+    create: bool
+
+    def dialer(self) -> CloseableDialer:
+        return make_dialer(self.target, self.config.connection, self.config.streams, self.ask)
+
+
+def sync(config: SyncConfig, observe: Observer, ask: Ask | None) -> None:
+    """Replicate all sources at once; resumes or goes on by itself.
+
+    Raises the first disk's failure after all have ended, Interrupted after Ctrl-C.
+    """
+    sources = name_sources(config.sources)
+    name = check_job_name(config.job or default_job(sources))
+    _run_job(name, config, sources, observe, ask, create=True, work=_replicate)
+
+
+def verify(
+    job: str, state_dir: Path, connection: Connection, observe: Observer, ask: Ask | None
+) -> None:
+    """Compare every disk of a job with its replica, completely.  Raises as ``sync`` does."""
+    with Ledger.open(state_dir, _no_notice) as ledger:
+        recorded = ledger.find_job(job)
+        places = recorded.disks()
+        target = recorded.target
+    sources = [NamedSource(Path(place.path), place.name) for place in places]
+    config = SyncConfig(
+        sources=tuple(source.path for source in sources),
+        target=target,
+        state_dir=state_dir,
+        job=job,
+        connection=connection,
+    )
+    _run_job(job, config, sources, observe, ask, create=False, work=_verify)
+
+
+def _no_notice(text: str) -> None:
+    del text
+
+
+def _replicate(disk: DiskRun, replication: Replication, judge: SourceJudge) -> None:
+    outcome = replication.replicate()
+    if outcome.unreadable:
+        raise unreadable_error(disk.name, outcome.unreadable)
+    if judge.change and outcome.kind != "seed":
+        raise DeviceChanged(
+            f"{disk.name}: the source was changed while it was read ({judge.change})",
+            hint="the replica is no consistent picture; run the same command again",
+        )
+
+
+def _verify(disk: DiskRun, replication: Replication, judge: SourceJudge) -> None:
+    del disk, judge
+    replication.verify()
+
+
+def unreadable_error(disk: str, extents: Sequence[Extent]) -> SourceReadError:
+    """P12: said with places, after everything else was copied."""
+    named = ", ".join(str(extent) for extent in extents[:5])
+    more = f" and {len(extents) - 5} more places" if len(extents) > 5 else ""
+    length = sum(extent.length for extent in extents)
+    return SourceReadError(
+        f"{disk}: {length} bytes could not be read and are zeros in the replica: {named}{more}"
+        " (start+length)",
+        hint="the rest is complete; run the same command again to retry just those",
+    )
+
+
+def _run_job(
+    name: str,
+    config: SyncConfig,
+    sources: Sequence[NamedSource],
+    observe: Observer,
+    ask: Ask | None,
+    *,
+    create: bool,
+    work: Callable[[DiskRun, Replication, SourceJudge], None],
+) -> None:
+    target = parse_target(config.target)
+    _refuse_source_as_target(sources, target, name)
+    throttle = Throttle(config.rate)
+
+    def notice(text: str) -> None:
+        observe(Notice("", text))
+
+    with (
+        job_lock(config.state_dir, name),
+        Ledger.open(config.state_dir, notice) as ledger,
+        contextlib.closing(throttle),
+    ):
+        job = JobRun(
+            name, config, target, ledger.job(name, config.target), throttle, observe, ask, create
+        )
+        disks = [DiskRun(source, job) for source in sources]
+        _run_disks(disks, throttle, work)
+    for disk in disks:
+        if disk.error is not None:
+            raise disk.error
+
+
+def _run_disks(
+    disks: Sequence[DiskRun],
+    throttle: Throttle,
+    work: Callable[[DiskRun, Replication, SourceJudge], None],
+) -> None:
+    threads = [
+        threading.Thread(target=disk.run, args=(work,), name=disk.name, daemon=True)
+        for disk in disks
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt as error:
+        throttle.close()
+        for disk in disks:
+            disk.interrupt()
+        for thread in threads:
+            thread.join()
+        raise Interrupted("interrupted: nothing is lost") from error
+
+
+def _refuse_source_as_target(sources: Sequence[NamedSource], target: Target, job: str) -> None:
+    """The receiver checks this too; here it costs no connection."""
+    if not isinstance(target, LocalTarget):
+        return
+    for source in sources:
+        image = Path(target.directory) / job / f"{source.name}.img"
+        with contextlib.suppress(OSError):
+            if os.path.samefile(source.path, image):
+                raise SourceIsTarget(
+                    f"{source.path} is source and target at once",
+                    hint="choose another target directory or --job",
+                )

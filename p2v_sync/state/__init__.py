@@ -1,0 +1,1 @@
+"""The sender's own records: the ledger (SQLite) and the job lock."""

@@ -1,0 +1,1 @@
+"""Ways to reach a receiver: a child process, ssh, raw TCP."""

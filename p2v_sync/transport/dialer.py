@@ -1,0 +1,44 @@
+"""The right dialer for a target."""
+
+import os
+from typing import Protocol
+
+from p2v_sync.config import Connection
+from p2v_sync.transport.address import LocalTarget, Target, TcpTarget
+from p2v_sync.transport.channel import StreamChannel
+from p2v_sync.transport.local import LocalDialer
+from p2v_sync.transport.tcp import TcpDialer, find_token
+
+
+class Ask(Protocol):
+    """Whoever can answer questions: a terminal, a dialog."""
+
+    def secret(self, prompt: str) -> str: ...
+
+    def confirm(self, question: str) -> bool: ...
+
+
+class CloseableDialer(Protocol):
+    """The engine's ``Dialer``, with an end."""
+
+    @property
+    def max_streams(self) -> int: ...
+
+    @property
+    def is_local(self) -> bool: ...
+
+    def dial(self) -> StreamChannel: ...
+
+    def close(self) -> None: ...
+
+
+def make_dialer(
+    target: Target, connection: Connection, streams: int, ask: Ask | None
+) -> CloseableDialer:
+    """Raises ConfigError."""
+    if isinstance(target, LocalTarget):
+        return LocalDialer(target.directory, streams)
+    if isinstance(target, TcpTarget):
+        prompt = (lambda: ask.secret(f"Token of {target}")) if ask else None
+        return TcpDialer(target, find_token(connection.token_file, os.environ, prompt), streams)
+    raise NotImplementedError("ssh")

@@ -1,0 +1,176 @@
+"""Raw TCP: accept, authenticate (auth.py), hand over to the server.
+
+Before the token is proved nothing is opened or written, and whoever it is gets ten seconds.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import OrderedDict
+from typing import Any, Iterator
+
+from . import auth, wire
+from .serve import Server, log
+from .stream import FrameStream, SocketPipe, TlsPipe, configure_socket
+
+_MOST_STRANGERS = 64
+
+
+def _receive_exactly(sock: socket.socket, length: int, deadline: float) -> bytes:
+    data = b""
+    while len(data) < length:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise auth.AuthError("it took too long")
+        sock.settimeout(left_s)
+        piece = sock.recv(length - len(data))
+        if not piece:
+            raise auth.AuthError("it hung up before it proved anything")
+        data += piece
+    return data
+
+
+def _wrap_tls(sock: socket.socket) -> ssl.SSLSocket:
+    """TLS with the sender as the server: its certificate is proved by the token, not by a CA."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(sock)
+
+
+def authenticate(sock: socket.socket, token: str, plaintext: bool) -> Any:
+    """The receiver's half of auth.py.  Returns a pipe.  Raises AuthError, OSError."""
+    deadline = time.monotonic() + auth.TIMEOUT_S
+    # Byte by byte as far as it matches: a browser is turned away at its first letters.
+    for expected in auth.PREAMBLE:
+        if _receive_exactly(sock, 1, deadline)[0] != expected:
+            raise auth.AuthError("it does not speak this protocol")
+    mode = auth.PLAINTEXT if plaintext else auth.TLS
+    sock.sendall(auth.PREAMBLE + bytes([mode]))
+    if mode == auth.PLAINTEXT:
+        _challenge(sock, token, mode, b"", deadline)
+        return SocketPipe(sock)
+    secure = _wrap_tls(sock)
+    try:
+        certificate = secure.getpeercert(binary_form=True) or b""
+        _challenge(secure, token, mode, certificate, deadline)
+    except BaseException:
+        secure.close()  # the caller's socket object gave its descriptor to this one
+        raise
+    return TlsPipe(secure)
+
+
+def _challenge(
+    sock: socket.socket, token: str, mode: int, certificate: bytes, deadline: float
+) -> None:
+    nonce = auth.new_nonce()
+    sock.sendall(nonce)
+    answer = _receive_exactly(sock, auth.NONCE_SIZE + auth.PROOF_SIZE, deadline)
+    challenge = auth.Challenge(token, mode, certificate, (nonce, answer[: auth.NONCE_SIZE]))
+    try:
+        challenge.check("sender", answer[auth.NONCE_SIZE :])
+    except auth.AuthError:
+        sock.sendall(auth.REFUSED)
+        raise
+    sock.sendall(challenge.proof("receiver"))
+
+
+class Listener:
+    """A bound port in front of a :class:`Server`."""
+
+    def __init__(self, server: Server, token: str, plaintext: bool) -> None:
+        self._server = server
+        self._token = token
+        self._plaintext = plaintext
+        self._strangers: "OrderedDict[int, socket.socket]" = OrderedDict()
+        self._lock = threading.Lock()
+
+    def run(self, sock: socket.socket, once: bool) -> None:
+        """Accept until, with ``once``, a job was finished and nobody is left."""
+        sock.settimeout(0.5 if once else None)
+        while not (once and self._server.closed_in_due_form and not self._server.live_sessions):
+            try:
+                connection, address = sock.accept()
+            except socket.timeout:
+                continue
+            except OSError as error:  # out of descriptors, or it hung up while in the queue
+                log("accept: {}".format(error))
+                time.sleep(0.2)
+                continue
+            threading.Thread(target=self._serve, args=(connection, address[0]), daemon=True).start()
+
+    @contextlib.contextmanager
+    def _one_of_the_strangers(self, connection: socket.socket) -> Iterator[None]:
+        """A crowd that says nothing must not keep a sender out: who waited longest has to go."""
+        # Of the caller's object TLS takes the descriptor away.
+        with connection.dup() as handle:
+            with self._lock:
+                self._strangers[id(handle)] = handle
+                if len(self._strangers) > _MOST_STRANGERS:
+                    _, longest = self._strangers.popitem(last=False)
+                    with contextlib.suppress(OSError):
+                        longest.shutdown(socket.SHUT_RDWR)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._strangers.pop(id(handle), None)
+
+    def _serve(self, connection: socket.socket, name: str) -> None:
+        try:
+            with self._one_of_the_strangers(connection):
+                configure_socket(connection)
+                pipe = authenticate(connection, self._token, self._plaintext)
+        except (auth.AuthError, OSError, ValueError) as error:
+            log("{}: turned away: {}".format(name, error))
+            connection.close()
+            return
+        self._server.handle(FrameStream(pipe, wire.RECEIVER))
+
+
+def bind(address: str, port: int) -> socket.socket:
+    """A listening socket.  Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, port))
+    sock.listen(64)
+    return sock
+
+
+def reachable_name(address: str) -> str:
+    """What a sender may type for ``address``: itself, or this host's name for "any"."""
+    return socket.gethostname() if address in ("0.0.0.0", "::", "") else address
+
+
+def read_or_make_token(path: str) -> str:
+    """The token of a file, made with a new token when it is not there.  Raises OSError."""
+    try:
+        with open(path) as file:
+            token = file.read().strip()
+    except FileNotFoundError:
+        token = auth.new_token()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(token + "\n")
+    if not token:
+        # Anybody knows the empty token.
+        raise OSError(errno.EINVAL, "the token file is empty; delete it to get a new one", path)
+    return token
+
+
+def announce(token: str, address: str, port: int) -> None:
+    """The first lines: the token, and what to type at the sender."""
+    host = reachable_name(address)
+    host = "[{}]".format(host) if ":" in host else host
+    sys.stdout.write(
+        "token: {}\nP2V_TOKEN={} p2v-sync sync /dev/sda tcp://{}:{}\n".format(
+            token, token, host, port
+        )
+    )
+    sys.stdout.flush()

@@ -1,0 +1,384 @@
+"""The manifest: the SQLite record beside an image of what is durably in it.  The authority.
+
+Every change is one transaction that is durable when the call returns, and every change gives the
+manifest a new *commit*, a random name: two records with the same commit have the same history.
+The only SQL on this side.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import struct
+import threading
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+
+from . import codec
+from .target import Identity, TargetError
+from .wire import (
+    ENTRY_SIZE,
+    MAX_SIZE,
+    SEGMENT_BLOCKS,
+    UNKNOWN,
+    ZERO,
+    ErrorCode,
+    Json,
+    Layout,
+    is_block_size,
+)
+
+SCHEMA_VERSION = 1
+_SCHEMA = (
+    """
+CREATE TABLE image (
+    uuid TEXT NOT NULL,             -- of this image: new when the file is made anew
+    job TEXT NOT NULL,
+    disk TEXT NOT NULL,
+    size INTEGER NOT NULL,          -- bytes
+    block_size INTEGER NOT NULL,    -- bytes
+    digest TEXT NOT NULL,           -- algorithm of the blocks' digests
+    seed INTEGER NOT NULL,          -- of that algorithm, as a signed 64-bit number
+    rest_is_zero INTEGER NOT NULL,  -- segments without a row: 1 all zero, 0 uncertain
+    generation INTEGER NOT NULL,    -- counts commits
+    commit_id TEXT NOT NULL,
+    file_identity TEXT,             -- JSON, of the image file at the last commit
+    source_identity TEXT,           -- JSON, of the disk it is a copy of
+    pass_number INTEGER NOT NULL,
+    pass_kind TEXT NOT NULL,
+    pass_complete INTEGER NOT NULL,
+    quiesced INTEGER NOT NULL       -- 1: the last complete pass was not a seed (P11)
+)""",
+    """
+CREATE TABLE segments (
+    segment INTEGER PRIMARY KEY,
+    entries BLOB,                   -- 16 bytes a block, NULL: all zero
+    digest BLOB NOT NULL,           -- of the entries
+    uncertain INTEGER NOT NULL      -- 1: written to since its last commit (P3)
+)""",
+    "CREATE TABLE unreadable (start INTEGER PRIMARY KEY, length INTEGER NOT NULL)",
+)
+_ROW = struct.Struct("!Q")
+
+
+class ManifestDamaged(Exception):
+    """The file is there, but it is not a manifest that can be believed."""
+
+
+class Segment(NamedTuple):
+    """What is recorded of one segment."""
+
+    entries: bytes
+    uncertain: bool
+
+
+def _as_target_error(error: sqlite3.Error, path: str) -> TargetError:
+    text = "the manifest {}: {}".format(path, error)
+    if "full" in str(error):
+        return TargetError(
+            ErrorCode.FULL, text, "make room on the host, then run the same command again"
+        )
+    if "readonly" in str(error) or "unable to open" in str(error):
+        return TargetError(
+            ErrorCode.READ_ONLY, text, "make it writable for the receiver's user, or use --sudo"
+        )
+    return TargetError(ErrorCode.IO, text, "run the same command again; the image is checked then")
+
+
+class Manifest:
+    """One open manifest.  Thread-safe.  Raises TargetError when the file can't be used."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = TRUNCATE")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        except sqlite3.Error as error:
+            raise _as_target_error(error, path) from error
+
+    @classmethod
+    def create(cls, path: str, fields: Json) -> "Manifest":
+        """A new manifest; ``fields`` are the columns of ``image`` that are known now."""
+        manifest = cls(path)
+        row = dict(
+            {
+                "generation": 0,
+                "commit_id": "",
+                "pass_number": 0,
+                "pass_kind": "",
+                "pass_complete": 1,
+                "quiesced": 0,
+            },
+            **fields,
+        )
+        columns = ", ".join(row)
+        marks = ", ".join("?" * len(row))
+        with manifest._change():
+            for statement in _SCHEMA:
+                manifest._db.execute(statement)
+            manifest._db.execute("PRAGMA user_version = {}".format(SCHEMA_VERSION))
+            manifest._db.execute(
+                "INSERT INTO image ({}) VALUES ({})".format(columns, marks), list(row.values())
+            )
+        return manifest
+
+    @classmethod
+    def open(cls, path: str) -> "Manifest":
+        """An existing manifest, checked.  Raises ManifestDamaged."""
+        manifest = cls._open_checked(path)
+        version = manifest._value("PRAGMA user_version")
+        if version > SCHEMA_VERSION:
+            manifest.close()
+            raise TargetError(
+                ErrorCode.VERSION,
+                "{} was written by a newer receiver".format(path),
+                "use that version of p2v-sync",
+            )
+        return manifest
+
+    @classmethod
+    def _open_checked(cls, path: str) -> "Manifest":
+        try:
+            manifest = cls(path)
+        except TargetError as error:
+            if isinstance(error.__cause__, sqlite3.OperationalError):
+                raise
+            raise ManifestDamaged(error.message) from error
+        try:
+            answer = manifest._value("PRAGMA quick_check(1)")
+            if answer != "ok":
+                raise ManifestDamaged("{}: {}".format(path, answer))
+            _check_header(manifest.header())
+        except (sqlite3.Error, TargetError, ValueError, TypeError, OverflowError) as error:
+            manifest.close()
+            raise ManifestDamaged("{}: {}".format(path, error)) from error
+        except ManifestDamaged:
+            manifest.close()
+            raise
+        return manifest
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    # Reading
+
+    def _value(self, query: str, *arguments: Any) -> Any:
+        row = self._rows(query, *arguments)
+        return row[0][0] if row else None
+
+    def _rows(self, query: str, *arguments: Any) -> List[Any]:
+        with self._lock:
+            try:
+                return self._db.execute(query, arguments).fetchall()
+            except sqlite3.Error as error:
+                raise _as_target_error(error, self.path) from error
+
+    def header(self) -> Json:
+        """The one row of ``image`` as a dict, with the JSON columns decoded."""
+        with self._lock:
+            cursor = self._db.execute("SELECT * FROM image")
+            header = dict(zip([column[0] for column in cursor.description], cursor.fetchone()))
+        for name in ("file_identity", "source_identity"):
+            header[name] = json.loads(header[name]) if header[name] else None
+        header["seed"] &= 0xFFFFFFFFFFFFFFFF
+        return header
+
+    def layout(self) -> Layout:
+        return Layout(*self._rows("SELECT size, block_size FROM image")[0])
+
+    def segment(self, number: int, layout: Layout) -> Segment:
+        """What is recorded of a segment; entries that can't be right come as uncertain."""
+        rows = self._rows(
+            "SELECT entries, digest, uncertain FROM segments WHERE segment = ?", number
+        )
+        if not rows:
+            sure = self._value("SELECT rest_is_zero FROM image")
+            return Segment(layout.zero_entries(number), not sure)
+        entries, digest, uncertain = rows[0]
+        if entries is None:
+            entries = layout.zero_entries(number)
+        sound = (
+            isinstance(entries, bytes)
+            and len(entries) == layout.blocks_in(number) * ENTRY_SIZE
+            and codec.entries_digest(entries) == digest
+        )
+        return Segment(entries, bool(uncertain) or not sound)
+
+    def data_segments(self) -> List[int]:
+        """The segments that are not all zero."""
+        return [row[0] for row in self._rows("SELECT segment FROM segments WHERE entries NOTNULL")]
+
+    def segment_digests(self, first: int, total: int) -> Dict[int, bytes]:
+        """Digests of the entries of the segments that have a row, of ``total`` from ``first``."""
+        return dict(
+            self._rows(
+                "SELECT segment, digest FROM segments WHERE segment BETWEEN ? AND ?",
+                first,
+                first + total - 1,
+            )
+        )
+
+    def uncertain_in(self, first: int, total: int) -> List[int]:
+        """Which of these segments have a row that says uncertain."""
+        rows = self._rows(
+            "SELECT segment FROM segments WHERE uncertain AND segment BETWEEN ? AND ?",
+            first,
+            first + total - 1,
+        )
+        return [row[0] for row in rows]
+
+    def is_certain(self, layout: Layout) -> bool:
+        """True when something is known of every block."""
+        if self._value("SELECT count(*) FROM segments WHERE uncertain"):
+            return False
+        if self._value("SELECT rest_is_zero FROM image"):
+            return True
+        return bool(self._value("SELECT count(*) FROM segments") == layout.segments)
+
+    def state_digest(self) -> bytes:
+        """The digest over (segment, digest) of all segments that are not all zero (P7)."""
+        rows = self._rows(
+            "SELECT segment, digest FROM segments WHERE entries NOTNULL ORDER BY segment"
+        )
+        return codec.entries_digest(b"".join(_ROW.pack(row[0]) + row[1] for row in rows))
+
+    def unreadable(self) -> List[Tuple[int, int]]:
+        return self._rows("SELECT start, length FROM unreadable ORDER BY start")
+
+    # Changing
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """One durable transaction; a failed one leaves nothing behind."""
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute(
+                    "UPDATE image SET generation = generation + 1, commit_id = ?",
+                    [os.urandom(8).hex()],
+                )
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._roll_back()
+                raise _as_target_error(error, self.path) from error
+            except BaseException:
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("ROLLBACK")
+
+    def mark_uncertain(self, segments: Iterable[int]) -> None:
+        """P3: before segments are overwritten, say that they will be.
+
+        From then on nothing recorded of them counts until their next commit.
+        """
+        with self._change():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO segments VALUES (?, NULL, x'', 1)",
+                [(number,) for number in segments],
+            )
+
+    def _store(self, number: int, entries: bytes, uncertain: bool) -> None:
+        """Within a change: replace the row of a segment."""
+        stored = None if entries == ZERO * (len(entries) // ENTRY_SIZE) else entries
+        self._db.execute(
+            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?)",
+            (number, stored, codec.entries_digest(entries), int(uncertain)),
+        )
+
+    def commit(
+        self,
+        entries: Dict[int, bytes],
+        certain: Iterable[int],
+        file_identity: Identity,
+        unreadable: Sequence[Tuple[int, int]] = (),
+    ) -> None:
+        """P2: what ``entries`` say of their segments is durably in the image.
+
+        Segments in ``certain`` are being written to no more; the others stay uncertain.
+        """
+        sure = set(certain)
+        with self._change():
+            for number, packed in entries.items():
+                self._store(number, packed, uncertain=number not in sure)
+            self._add_unreadable(unreadable)
+            self._db.execute("UPDATE image SET file_identity = ?", [json.dumps(file_identity)])
+
+    def _add_unreadable(self, extents: Sequence[Tuple[int, int]]) -> None:
+        self._db.executemany("INSERT OR REPLACE INTO unreadable VALUES (?, ?)", extents)
+
+    def forget(self, segments: Iterable[int], layout: Layout) -> None:
+        """Nothing is known of these segments any more (a flush failed): they are sent again."""
+        with self._change():
+            for number in segments:
+                self._store(number, UNKNOWN * layout.blocks_in(number), uncertain=False)
+
+    def forget_blocks(self, runs: Sequence[Tuple[int, int]], layout: Layout) -> None:
+        """Nothing is known of ``(first block, count)`` runs any more: they are sent again."""
+        with self._change():
+            for first, total in runs:
+                for block in range(first, first + total):
+                    number, index = divmod(block, SEGMENT_BLOCKS)
+                    recorded = self.segment(number, layout)
+                    entries = bytearray(recorded.entries)
+                    entries[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = UNKNOWN
+                    self._store(number, bytes(entries), recorded.uncertain)
+
+    def distrust(self) -> None:
+        """P5: the image may be anything; all of it has to be digested again."""
+        with self._change():
+            self._db.execute("UPDATE segments SET uncertain = 1")
+            self._db.execute("UPDATE image SET rest_is_zero = 0")
+
+    def reset(self, fields: Json) -> None:
+        """Start the record over, with other parameters or for a new image."""
+        with self._change():
+            self._db.execute("DELETE FROM segments")
+            for name, value in fields.items():
+                self._db.execute("UPDATE image SET {} = ?".format(name), [value])
+
+    def begin_pass(self, kind: str, source_identity: Json) -> None:
+        """Go on with an incomplete pass, or begin the next one."""
+        with self._change():
+            self._db.execute(
+                "UPDATE image SET pass_number = pass_number + pass_complete, pass_complete = 0,"
+                " pass_kind = ?, quiesced = 0, source_identity = ?",
+                [kind, json.dumps(source_identity)],
+            )
+
+    def finish_pass(
+        self, quiesced: bool, unreadable: Sequence[Tuple[int, int]], file_identity: Identity
+    ) -> None:
+        """P7: both sides agreed on the end record."""
+        with self._change():
+            self._db.execute(
+                "UPDATE image SET pass_complete = 1, quiesced = ?, file_identity = ?",
+                [int(quiesced), json.dumps(file_identity)],
+            )
+            self._db.execute("DELETE FROM unreadable")
+            self._add_unreadable(unreadable)
+
+
+def _check_header(header: Json) -> None:
+    """Raises ValueError for values this receiver would not have written."""
+    numbers = [header[name] for name in ("size", "generation", "pass_number", "pass_complete")]
+    texts = [header[name] for name in ("uuid", "job", "disk", "digest", "commit_id", "pass_kind")]
+    sound = (
+        all(isinstance(number, int) and 0 <= number <= MAX_SIZE for number in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and is_block_size(header["block_size"])
+        and isinstance(header["source_identity"], (dict, type(None)))
+    )
+    if not sound:
+        raise ValueError("its head is not one this program writes")
+
+
+def seed_to_column(seed: int) -> int:
+    """SQLite's integers are signed."""
+    return seed - (1 << 64) if seed >> 63 else seed

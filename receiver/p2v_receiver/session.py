@@ -1,0 +1,410 @@
+"""One disk being worked on: what the frames of its connections do to image and manifest.
+
+Several connections call in at the same time, each from its own thread.  The order that keeps the
+promises: P3 intent (``mark_uncertain``) → write → P2 flush → manifest commit → acknowledgement.
+"""
+
+import functools
+import threading
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+
+from . import codec
+from .store import Opened, Place
+from .target import TargetError, aligned_buffer
+from .wire import (
+    ENTRY_SIZE,
+    MAX_EXTENTS,
+    SEGMENT_BLOCKS,
+    UNKNOWN,
+    ZERO,
+    Blocks,
+    Data,
+    ErrorCode,
+    Json,
+    Layout,
+    ProtocolError,
+    Segments,
+    Verify,
+    get,
+    get_int,
+    get_pairs,
+)
+
+_INTENT_SEGMENTS = 8  # marked by one commit: a flush per segment would slow an initial pass down
+_READ_SIZE = 1024 * 1024
+
+
+class Committed(NamedTuple):
+    """What a checkpoint made durable."""
+
+    generation: int
+    commit: str
+    ranges: List[Tuple[int, int]]  # (first, count) of the segments that are complete in it
+
+
+def runs(numbers: Iterable[int]) -> List[Tuple[int, int]]:
+    """Integers → ``(first, count)`` runs: 1 2 3 7 → (1, 3) (7, 1)."""
+    found: List[Tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and number == sum(found[-1]):
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((number, 1))
+    return found
+
+
+class Session:
+    """Raises TargetError and ProtocolError from everything.
+
+    After a failed write or flush the session is *poisoned*: nothing more is committed, and what
+    was written since the last checkpoint stays uncertain.
+    """
+
+    def __init__(self, place: Place, target: Opened) -> None:
+        header = target.manifest.header()
+        self._place = place
+        self._image = target.image
+        self._manifest = target.manifest
+        self.layout: Layout = target.manifest.layout()
+        self._seed: int = header["seed"]
+        self._digest = codec.digest_function(header["digest"], self._seed)
+        self._strong = codec.strong_digest(self._seed)
+        self._zero_segment = codec.entries_digest(ZERO * SEGMENT_BLOCKS)
+        # Guards what follows, and makes marking and committing exclude each other.
+        self._lock = threading.Lock()
+        self._committing = threading.Lock()
+        self._entries: Dict[int, bytearray] = {}  # of segments that differ from the manifest
+        self._marked: Set[int] = set()  # durably uncertain, so free to be written to
+        self._complete: Set[int] = set()  # since the last commit
+        self._writes: Dict[int, int] = {}  # segment → how often it was written to
+        self._unreadable: List[Tuple[int, int]] = []
+        self._dirty = False
+        self._poisoned = False
+        self._quiesced = True
+        self._blocks_written = 0
+        self._blocks_zeroed = 0
+
+    # Beginning
+
+    def begin(self, message: Json) -> None:
+        """BEGIN: a pass begins or goes on."""
+        kind = get(message, "kind", str)
+        if kind not in ("initial", "incremental", "final", "seed"):
+            raise ProtocolError("there is no pass of kind {!r}".format(kind[:40]))
+        self._quiesced = kind != "seed"  # P11
+        self._manifest.begin_pass(kind, get(message, "source", dict))
+
+    def fetch(self, wanted: Segments, answer: Callable[[Segments, bytes], None]) -> None:
+        """FETCH: what the target holds, from the manifest or, if uncertain, from the image."""
+        self._check_segments(wanted)
+        buffer = aligned_buffer(max(_READ_SIZE, self.layout.block_size))
+        zero_from = wanted.first
+        for number in range(wanted.first, wanted.first + wanted.total):
+            entries = self._known(number) or self._redigest(number, buffer)
+            if entries != self.layout.zero_entries(number):
+                if zero_from < number:
+                    answer(Segments(zero_from, number - zero_from), b"")
+                answer(Segments(number, 1), entries)
+                zero_from = number + 1
+        if zero_from < wanted.first + wanted.total:
+            answer(Segments(zero_from, wanted.first + wanted.total - zero_from), b"")
+
+    def _known(self, number: int) -> Optional[bytes]:
+        with self._lock:
+            if number in self._entries:
+                return bytes(self._entries[number])
+            recorded = self._manifest.segment(number, self.layout)
+            return None if recorded.uncertain else recorded.entries
+
+    def _redigest(self, number: int, buffer: memoryview) -> bytes:
+        start, end = self.layout.segment_extent(number)
+        entries = self._image.entries(start, end, self.layout.block_size, self._digest, buffer)
+        with self._lock:
+            # What was read may still be only in the page cache: it counts as written, and is
+            # recorded by the next checkpoint, after its flush.
+            self._entries[number] = bytearray(entries)
+            self._marked.add(number)
+            self._dirty = True
+        return entries
+
+    # Bulk
+
+    def data(self, message: Data, body: memoryview) -> None:
+        """DATA: check what came before a byte of it is written (P4)."""
+        try:
+            raw = codec.decompress(message.codec, body, message.raw_length)
+        except codec.CodecError as error:
+            raise TargetError(ErrorCode.INTEGRITY, str(error)) from error
+        blocks = len(message.entries) // ENTRY_SIZE
+        start = self._check_blocks(message.first, blocks, len(raw))
+        if b"".join(codec.entries_of(raw, self.layout.block_size, self._digest)) != message.entries:
+            raise TargetError(
+                ErrorCode.INTEGRITY,
+                "blocks {}+{} arrived damaged: their digests differ".format(message.first, blocks),
+                "run the same command again; if it happens again, check both machines' memory",
+            )
+        self._change(message.first, message.entries, lambda: self._image.write(raw, start))
+        with self._lock:
+            self._blocks_written += blocks
+
+    def zeros(self, message: Blocks) -> None:
+        """ZEROS: make blocks zero (P6)."""
+        first, end = message.first, message.first + message.total
+        self._check_blocks(first, message.total, None)
+        while first < end:
+            total = min(end - first, SEGMENT_BLOCKS - first % SEGMENT_BLOCKS)
+            start, stop = self.layout.extent(first, total)
+            make_zero = functools.partial(self._image.make_zero, start, stop - start)
+            self._change(first, ZERO * total, make_zero)
+            first += total
+        with self._lock:
+            self._blocks_zeroed += message.total
+
+    def _check_blocks(self, first: int, total: int, length: Optional[int]) -> int:
+        """Blocks must be on the disk and have the length they say; returns where they start."""
+        if not total or first + total > self.layout.blocks:
+            raise ProtocolError("blocks {}+{} are not on this disk".format(first, total))
+        start, end = self.layout.extent(first, total)
+        if length is not None and length != end - start:
+            raise ProtocolError("{} bytes came for blocks {}+{}".format(length, first, total))
+        return start
+
+    def _change(self, first: int, entries: bytes, write: Callable[[], None]) -> None:
+        """Write blocks; until that is done nothing is known of them."""
+        total = len(entries) // ENTRY_SIZE
+        self._record(first, UNKNOWN * total)
+        try:
+            write()
+        except TargetError:
+            self._poisoned = True
+            raise
+        self._record(first, entries)
+
+    def _record(self, first: int, entries: bytes) -> None:
+        """Note entries of blocks that may cross into the next segments."""
+        at = 0
+        with self._lock:
+            while at < len(entries):
+                number, index = divmod(first + at // ENTRY_SIZE, SEGMENT_BLOCKS)
+                count = min(len(entries) - at, (SEGMENT_BLOCKS - index) * ENTRY_SIZE)
+                known = self._writable(number)
+                known[index * ENTRY_SIZE : index * ENTRY_SIZE + count] = entries[at : at + count]
+                self._writes[number] = self._writes.get(number, 0) + 1
+                at += count
+            self._dirty = True
+
+    def _writable(self, number: int) -> bytearray:
+        """The entries of a segment that is durably marked uncertain (P3).  The lock is held."""
+        if number not in self._marked:
+            last = min(number + _INTENT_SEGMENTS, self.layout.segments)
+            ahead = [number] + [each for each in range(number + 1, last) if self._load(each)]
+            self._load(number, even_uncertain=True)
+            self._manifest.mark_uncertain(ahead)
+            self._marked.update(ahead)
+        return self._entries[number]
+
+    def _load(self, number: int, even_uncertain: bool = False) -> bool:
+        """Take over what the manifest says of a segment; of an uncertain one that is nothing."""
+        if number not in self._entries:
+            recorded = self._manifest.segment(number, self.layout)
+            if recorded.uncertain and not even_uncertain:
+                return False
+            nothing = UNKNOWN * self.layout.blocks_in(number)
+            self._entries[number] = bytearray(nothing if recorded.uncertain else recorded.entries)
+        return True
+
+    def segments(self, message: Segments) -> None:
+        """SEGMENTS: all of them is sent; both sides must hold the same entries (P7)."""
+        self._check_segments(message)
+        with self._lock:
+            if codec.entries_digest(b"".join(self._digests(message))) != message.digest:
+                raise TargetError(
+                    ErrorCode.INTEGRITY,
+                    "segments {}+{} differ from what was sent".format(message.first, message.total),
+                    "run the same command again: they are compared anew then",
+                )
+            self._complete.update(range(message.first, message.first + message.total))
+
+    def _digests(self, message: Segments) -> List[bytes]:
+        """The digest of each segment's entries, as they are now.  The lock is held."""
+        recorded = self._manifest.segment_digests(message.first, message.total)
+        digests = []
+        for number in range(message.first, message.first + message.total):
+            if number in self._entries:
+                digests.append(codec.entries_digest(bytes(self._entries[number])))
+            elif number in recorded:
+                digests.append(recorded[number])
+            elif self.layout.blocks_in(number) == SEGMENT_BLOCKS:
+                digests.append(self._zero_segment)
+            else:
+                digests.append(codec.entries_digest(self.layout.zero_entries(number)))
+        return digests
+
+    def _check_segments(self, message: Segments) -> None:
+        if message.first + message.total > self.layout.segments:
+            raise ProtocolError(
+                "segments {}+{} are not on this disk".format(message.first, message.total)
+            )
+
+    def unreadable(self, message: Json) -> None:
+        """UNREADABLE: the sender filled these extents with zeros (P12)."""
+        with self._lock:
+            self._unreadable.extend(get_pairs(message, "extents")[:MAX_EXTENTS])
+            self._dirty = True
+
+    # Checkpoints
+
+    def checkpoint(self, quiet: bool = False) -> Committed:
+        """P2: flush, then record, then tell.  ``quiet``: nothing is being written any more."""
+        with self._committing:
+            with self._lock:
+                entries = {number: bytes(packed) for number, packed in self._entries.items()}
+                complete = self._complete | set(entries) if quiet else set(self._complete)
+                writes = dict(self._writes)
+                dirty, self._dirty = self._dirty, False
+            if dirty:
+                self._flush(entries)
+            done = self._commit(entries, complete, writes) if dirty else complete
+            with self._lock:
+                self._complete -= done
+            header = self._manifest.header()
+            return Committed(header["generation"], header["commit_id"], runs(done))
+
+    def _flush(self, entries: Dict[int, bytes]) -> None:
+        self._refuse_if_poisoned()
+        try:
+            self._image.sync()
+        except TargetError:
+            # The kernel may have dropped the pages and call them clean: only sending everything
+            # again since the last checkpoint makes it true (P2).
+            self._poisoned = True
+            self._manifest.forget(entries, self.layout)
+            raise
+        if not self._image.is_in_place():
+            self._poisoned = True
+            raise TargetError(
+                ErrorCode.CHANGED,
+                "{} was removed or replaced while it was written to".format(self._image.path),
+                "run the same command again",
+            )
+
+    def _refuse_if_poisoned(self) -> None:
+        if self._poisoned:
+            raise TargetError(
+                ErrorCode.IO, "nothing more is recorded after a failed write or flush"
+            )
+
+    def _commit(
+        self, entries: Dict[int, bytes], complete: Set[int], writes: Dict[int, int]
+    ) -> Set[int]:
+        """Record what was flushed.  Returns which segments are done: recorded, and written to no
+        more; one that was written to after the snapshot stays uncertain."""
+        identity = self._image.identity()
+        with self._lock:
+            done = {each for each in complete if self._writes.get(each) == writes.get(each)}
+            self._manifest.commit(entries, done, identity, self._unreadable)
+            self._unreadable = []
+            self._marked -= done
+            for number in done.intersection(entries):
+                del self._entries[number]
+                self._writes.pop(number, None)
+        return done
+
+    def end(self, message: Json) -> Json:
+        """END: the pass is over if both sides counted and digested the same (P7)."""
+        committed = self.checkpoint(quiet=True)
+        with self._lock:
+            counted = (self._blocks_written, self._blocks_zeroed)
+        said = (get_int(message, "blocks_sent"), get_int(message, "blocks_zeroed"))
+        digest = get(message, "digest", str)
+        if not self._manifest.is_certain(self.layout):
+            raise TargetError(
+                ErrorCode.INTEGRITY,
+                "the sender says it is done, but not every segment is complete",
+                "run the same command again",
+            )
+        if said != counted or digest != self._manifest.state_digest().hex():
+            self._manifest.distrust()
+            raise TargetError(
+                ErrorCode.INTEGRITY,
+                "the end record does not agree: sent and zeroed blocks {} here, {} there".format(
+                    counted, said
+                ),
+                "run the same command again: the whole image is compared then",
+            )
+        extents = get_pairs(message, "unreadable")[:MAX_EXTENTS]
+        quiesced = self._quiesced and get(message, "quiesced", bool)
+        self._manifest.finish_pass(quiesced, extents, self._image.identity())
+        self._write_map(extents)
+        header = self._manifest.header()
+        self._blocks_written = self._blocks_zeroed = 0
+        return {
+            "generation": header["generation"],
+            "commit": header["commit_id"],
+            "digest": digest,
+            "complete": committed.ranges,
+        }
+
+    def _write_map(self, extents: List[Tuple[int, int]]) -> None:
+        """What was unreadable, in ddrescue's mapfile format (ddrescue manual, "Mapfile structure").
+
+        A convenience beside the image: the manifest has the list that counts.
+        """
+        if not extents:
+            return
+        lines = ["# Mapfile. Written by p2v-sync", "0x00000000     +               1"]
+        at = 0
+        for start, length in [*extents, (self.layout.size, 0)]:
+            if start > at:
+                lines.append("0x{:08X}  0x{:08X}  +".format(at, start - at))
+            if length:
+                lines.append("0x{:08X}  0x{:08X}  -".format(start, length))
+            at = start + length
+        try:
+            with open(self._place.map, "w") as file:
+                file.write("\n".join(lines) + "\n")
+        except OSError:
+            return
+
+    # Verification
+
+    def verify(self, message: Verify, strong: bytes) -> List[Tuple[int, int]]:
+        """VERIFY: ``(first, count)`` runs of blocks on the disk that are not what they should be.
+
+        Against the sender's strong digests, or without them against the manifest.
+        """
+        self._check_blocks(message.first, message.total, None)
+        if strong and len(strong) != message.total * ENTRY_SIZE:
+            raise ProtocolError("VERIFY has digests for another number of blocks")
+        start, end = self.layout.extent(message.first, message.total)
+        self._image.forget_cache(start, end - start)
+        digest = self._strong if strong else self._digest
+        buffer = aligned_buffer(max(_READ_SIZE, self.layout.block_size))
+        found = self._image.entries(start, end, self.layout.block_size, digest, buffer)
+        wanted = strong or self._recorded(message)
+        if found == wanted:
+            return []
+        wrong = runs(
+            message.first + index
+            for index in range(message.total)
+            if found[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]
+            != wanted[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]
+        )
+        with self._lock:
+            self._manifest.forget_blocks(wrong, self.layout)
+        return wrong
+
+    def _recorded(self, message: Verify) -> bytes:
+        first, index = divmod(message.first, SEGMENT_BLOCKS)
+        last = (message.first + message.total - 1) // SEGMENT_BLOCKS
+        entries = b"".join(
+            self._manifest.segment(number, self.layout).entries for number in range(first, last + 1)
+        )
+        return entries[index * ENTRY_SIZE : (index + message.total) * ENTRY_SIZE]
+
+    # Ending
+
+    def finish(self) -> None:
+        """All connections are gone: record what they had written."""
+        if not self._poisoned:
+            self.checkpoint(quiet=True)

@@ -1,0 +1,360 @@
+"""Where images live, and how one is opened: paths, locks, adoption, and whether to believe (P5).
+
+``DIR/JOB/DISK.img`` is the image, ``DISK.manifest`` its record, ``DISK.lock`` what a run holds.
+Nothing that is found there is ever deleted or overwritten before it is known to be ours (P9, P10):
+what can't be used is moved aside within the same directory.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import signal
+import stat
+import time
+import uuid
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from . import codec
+from .manifest import Manifest, ManifestDamaged, seed_to_column
+from .target import (
+    Image,
+    TargetError,
+    aligned_buffer,
+    from_oserror,
+    sample_blocks,
+    sync_directory,
+)
+from .wire import DEFAULT_BLOCK_SIZE, ENTRY_SIZE, SEGMENT_BLOCKS, UNKNOWN, ErrorCode, Json
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}")
+_TAKEOVER_S = 15.0
+
+
+class Request(NamedTuple):
+    """What an OPEN asks for.  ``None``: as the manifest has it, or the receiver's choice."""
+
+    job: str
+    disk: str
+    size: int
+    block_size: Optional[int]
+    digest: Optional[str]
+    digests: Tuple[str, ...]  # all that the sender can do
+    run: str  # names the sender's process: a new connection of the same run takes the lock over
+    source_file: Json  # boot id, dev, ino / rdev of the source, to notice source = target
+    create: bool  # False: the image must be there (verify)
+
+
+class Opened(NamedTuple):
+    """An image that is ready to be worked on."""
+
+    image: Image
+    manifest: Manifest
+    created: bool
+    reasons: List[str]  # why the image has to be digested again; empty: the manifest is believed
+
+
+def check_name(name: str, what: str) -> None:
+    """Raises TargetError unless ``name`` is a plain file name (P10)."""
+    if _NAME.fullmatch(name) is None:
+        raise TargetError(
+            ErrorCode.REFUSED,
+            "{!r} can't be the name of a {}".format(name[:120], what),
+            "letters, digits and . _ + @ - are allowed, and no leading dot",
+        )
+
+
+class Place:
+    """The files of one disk of one job."""
+
+    def __init__(self, root: str, job: str, disk: str) -> None:
+        check_name(job, "job")
+        check_name(disk, "disk")
+        self.directory = os.path.join(root, job)
+        base = os.path.join(self.directory, disk)
+        self.image = base + ".img"
+        self.manifest = base + ".manifest"
+        self.lock = base + ".lock"
+        self.map = base + ".map"
+
+    def make_directory(self, root: str) -> None:
+        """The job's directory; a link in its place is refused (P10)."""
+        try:
+            os.makedirs(root, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.directory, 0o700)
+                sync_directory(root)
+            if not stat.S_ISDIR(os.lstat(self.directory).st_mode):
+                raise TargetError(
+                    ErrorCode.REFUSED,
+                    "{} is not a directory".format(self.directory),
+                    "move it away on the host, or use another --job",
+                )
+        except OSError as error:
+            raise from_oserror(error, "making", self.directory) from error
+
+    def move_aside(self, path: str) -> str:
+        """Rename a file that can't be used; returns its new name."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = "{}.aside-{}".format(path, stamp)
+        number = 0
+        while os.path.lexists(name):
+            number += 1
+            name = "{}.aside-{}-{}".format(path, stamp, number)
+        try:
+            os.rename(path, name)
+            sync_directory(self.directory)
+        except OSError as error:
+            raise from_oserror(error, "moving aside", path) from error
+        return os.path.basename(name)
+
+
+class Lock:
+    """An flock(2) on the disk's lock file, released by the kernel however the process ends."""
+
+    def __init__(self, path: str, run: str) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise from_oserror(error, "locking", path) from error
+        try:
+            self._take(path, run)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "run": run}).encode(), 0)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def _take(self, path: str, run: str) -> None:
+        if self._try():
+            return
+        holder = self._holder()
+        # The same sender, back after its link died: its old receiver may not know that yet.
+        if holder.get("run") == run and holder.get("pid") not in (None, os.getpid()):
+            with contextlib.suppress(OSError, TypeError):
+                os.kill(holder["pid"], signal.SIGTERM)
+            deadline = time.monotonic() + _TAKEOVER_S
+            while time.monotonic() < deadline:
+                if self._try():
+                    return
+                time.sleep(0.1)
+        raise locked_error(path, holder.get("pid"))
+
+    def _holder(self) -> Dict[str, Any]:
+        try:
+            holder = json.loads(os.pread(self._fd, 4096, 0).decode())
+        except ValueError:
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+def locked_error(path: str, pid: object) -> TargetError:
+    return TargetError(
+        ErrorCode.LOCKED,
+        "{} is held by another run (receiver process {})".format(path, pid or "unknown"),
+        "wait for it; a run whose link died lets go within 30 s",
+    )
+
+
+def _choose_digest(request: Request, recorded: Optional[str]) -> str:
+    """The one asked for, else the manifest's, else the best both ends have."""
+    here = codec.digest_names()
+    wanted = [request.digest] if request.digest else [recorded] if recorded else []
+    for name in wanted + [name for name in here if not request.digest]:
+        if name in here and name in request.digests:
+            return name
+    raise TargetError(
+        ErrorCode.VERSION,
+        "no common digest: {} is wanted, this host has {}".format(
+            request.digest or "/".join(request.digests), "/".join(here)
+        ),
+        "use --digest auto, or install python3-xxhash or libxxhash0 on the host",
+    )
+
+
+class Opener:
+    """Opens the image of one request; the lock is held already."""
+
+    def __init__(self, place: Place, request: Request) -> None:
+        self._place = place
+        self._request = request
+        self._reasons: List[str] = []
+        self._damaged = False
+
+    def open(self) -> Opened:
+        manifest = self._find_manifest()
+        header = manifest.header() if manifest else None
+        if header and header["size"] != self._request.size:
+            raise TargetError(
+                ErrorCode.TAKEN,
+                "{} is the copy of a disk of {} bytes, not {}".format(
+                    self._place.image, header["size"], self._request.size
+                ),
+                "name another --job for this disk",
+            )
+        image = self._find_image()
+        created = image is None
+        if image is None:
+            if not self._request.create:
+                raise TargetError(
+                    ErrorCode.CHANGED,
+                    "{} is not there".format(self._place.image),
+                    "run p2v-sync sync first",
+                )
+            image = Image.create(self._place.image, self._request.size)
+        if image.is_same_file(self._request.source_file):
+            raise TargetError(
+                ErrorCode.SAME_FILE,
+                "{} is the source itself".format(self._place.image),
+                "choose another target directory or --job",
+            )
+        if manifest is None or header is None:
+            manifest = self._new_manifest(created)
+        elif created:
+            self._reasons.append("the image was gone and has been made anew")
+            manifest.reset(dict(self._fresh_fields(created), quiesced=0, pass_complete=1))
+            created = True
+        else:
+            self._judge(image, manifest, header)
+        return Opened(image, manifest, created, self._reasons)
+
+    def _find_manifest(self) -> Optional[Manifest]:
+        if not os.path.lexists(self._place.manifest):
+            return None
+        if not stat.S_ISREG(os.lstat(self._place.manifest).st_mode):
+            raise TargetError(
+                ErrorCode.REFUSED,
+                "{} is not a regular file".format(self._place.manifest),
+                "move it away on the host",
+            )
+        try:
+            return Manifest.open(self._place.manifest)
+        except ManifestDamaged as error:
+            name = self._place.move_aside(self._place.manifest)
+            self._reasons.append("the manifest was damaged ({}; kept as {})".format(error, name))
+            self._damaged = True
+            return None
+
+    def _find_image(self) -> Optional[Image]:
+        path = self._place.image
+        if not os.path.lexists(path):
+            return None
+        image = Image.open(path)
+        wanted = self._request.size
+        if image.is_device:
+            if image.size < wanted:
+                raise TargetError(
+                    ErrorCode.FULL,
+                    "{} has {} bytes, the disk {}".format(path, image.size, wanted),
+                    "make the device larger",
+                )
+            image.size = wanted
+            return image
+        if image.size > wanted:
+            image.close()
+            name = self._place.move_aside(path)
+            self._reasons.append("the image was longer than the disk (kept as {})".format(name))
+            return None
+        if image.size < wanted:
+            self._reasons.append("the image was shorter than the disk")
+            os.ftruncate(image.fd, wanted)  # only ever makes it longer
+            image.size = wanted
+        return image
+
+    def _fresh_fields(self, created: bool) -> Json:
+        request = self._request
+        return {
+            "uuid": str(uuid.uuid4()),
+            "block_size": request.block_size or DEFAULT_BLOCK_SIZE,
+            "digest": _choose_digest(request, None),
+            "seed": seed_to_column(int.from_bytes(os.urandom(8), "big")),
+            "rest_is_zero": int(created),
+            "file_identity": None,
+        }
+
+    def _new_manifest(self, created: bool) -> Manifest:
+        if not created and not self._damaged:
+            self._reasons.append("the manifest was missing")
+        fields = dict(
+            self._fresh_fields(created),
+            job=self._request.job,
+            disk=self._request.disk,
+            size=self._request.size,
+        )
+        # Made under another name first: a power cut must not leave half a manifest.
+        path = self._place.manifest
+        draft = path + ".new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        try:
+            Manifest.create(draft, fields).close()
+            os.rename(draft, path)
+            sync_directory(self._place.directory)
+        except OSError as error:
+            raise from_oserror(error, "making", path) from error
+        return Manifest(path)
+
+    def _judge(self, image: Image, manifest: Manifest, header: Json) -> None:
+        """P5: believe the manifest only while it provably is about this image as it is now."""
+        digest = _choose_digest(self._request, header["digest"])
+        block_size = self._request.block_size or header["block_size"]
+        if (digest, block_size) != (header["digest"], header["block_size"]):
+            self._reasons.append("the block size or digest is another one than before")
+            manifest.reset({"digest": digest, "block_size": block_size, "rest_is_zero": 0})
+        elif header["file_identity"] != image.identity():
+            self._reasons.append("the image was changed since the last checkpoint")
+        elif not _sample_agrees(image, manifest, header):
+            self._reasons.append("a sample of the image does not match the manifest")
+        if self._reasons:
+            manifest.distrust()
+
+
+def _sample_agrees(image: Image, manifest: Manifest, header: Json) -> bool:
+    layout = manifest.layout()
+    digest = codec.digest_function(header["digest"], header["seed"])
+    buffer = aligned_buffer(layout.block_size)
+    for block in sample_blocks(layout.blocks, layout.block_size, manifest.data_segments()):
+        number, index = divmod(block, SEGMENT_BLOCKS)
+        recorded = manifest.segment(number, layout)
+        entry = recorded.entries[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]
+        if recorded.uncertain or entry == UNKNOWN:
+            continue
+        start, end = layout.extent(block, 1)
+        if image.entries(start, end, layout.block_size, digest, buffer) != entry:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def opened(root: str, request: Request) -> Iterator[Tuple[Place, Opened]]:
+    """The image of a request, locked, and closed again at the end.  Raises TargetError."""
+    place = Place(root, request.job, request.disk)
+    if not request.create and not os.path.isdir(place.directory):
+        raise TargetError(
+            ErrorCode.CHANGED, "{} is not there".format(place.image), "run p2v-sync sync first"
+        )
+    place.make_directory(root)
+    lock = Lock(place.lock, request.run)
+    try:
+        target = Opener(place, request).open()
+        try:
+            yield place, target
+        finally:
+            target.manifest.close()
+            target.image.close()
+    finally:
+        lock.release()
