@@ -116,7 +116,17 @@ class SourceJudge:
         self.change: str | None = None
 
     def identity(self) -> Json:
-        return self._identity.to_dict()
+        return {**self._identity.to_dict(), "stamp": self._lasting_stamp()}
+
+    def _lasting_stamp(self) -> list[object]:
+        """The stamp, made to differ after a reboot where it counts from boot."""
+        return [boot_id() if self._source.is_block else None, *self._stamp]
+
+    def is_untouched(self, recorded: Json | None) -> bool:
+        now = self._lasting_stamp()
+        # Without a boot id a device's counters may be of another boot.
+        is_told = now[0] is not None or not self._source.is_block
+        return recorded is not None and is_told and recorded.get("stamp") == now
 
     def check_ledger(self, ledger: DiskLedger) -> None:
         """P10: the disk this job copied up to now.  Raises DeviceChanged."""
@@ -154,11 +164,19 @@ class SourceJudge:
 def place_of(source: DiskSource) -> Json:
     """Where the source is, so that a receiver on the same machine notices itself (jobs can't)."""
     status = os.stat(source.path)
-    place = {"dev": status.st_dev, "ino": status.st_ino, "rdev": status.st_rdev}
+    return {
+        "dev": status.st_dev,
+        "ino": status.st_ino,
+        "rdev": status.st_rdev,
+        "boot_id": boot_id(),
+    }
+
+
+def boot_id() -> str | None:
+    """This boot of this machine (random(4)), or None where the kernel does not say."""
     with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return {**place, "boot_id": boot}
-    return place
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return None
 
 
 class DiskRun:
@@ -177,7 +195,7 @@ class DiskRun:
         if self._replication is not None:
             self._replication.interrupt()
 
-    def run(self, work: Callable[["DiskRun", Replication, SourceJudge], None]) -> None:
+    def run(self, work: "Work") -> None:
         """``work`` on the disk; never raises, the outcome is in ``error``."""
         ledger: DiskLedger | None = None
         try:
@@ -272,7 +290,7 @@ def sync(config: SyncConfig, observe: Observer, ask: Ask | None) -> None:
     """
     sources = name_sources(config.sources)
     name = check_job_name(config.job or default_job(sources))
-    _run_job(name, config, sources, observe, ask, create=True, work=_replicate)
+    _run_job(name, config, sources, observe, ask, _replicate)
 
 
 def verify(
@@ -291,7 +309,7 @@ def verify(
         job=job,
         connection=connection,
     )
-    _run_job(job, config, sources, observe, ask, create=False, work=_verify)
+    _run_job(job, config, sources, observe, ask, _verify)
 
 
 def _no_notice(text: str) -> None:
@@ -326,15 +344,16 @@ def unreadable_error(disk: str, extents: Sequence[Extent]) -> SourceReadError:
     )
 
 
+Work = Callable[["DiskRun", Replication, SourceJudge], None]
+
+
 def _run_job(
     name: str,
     config: SyncConfig,
     sources: Sequence[NamedSource],
     observe: Observer,
     ask: Ask | None,
-    *,
-    create: bool,
-    work: Callable[[DiskRun, Replication, SourceJudge], None],
+    work: Work,
 ) -> None:
     target = parse_target(config.target)
     _refuse_source_as_target(sources, target, name)
@@ -349,7 +368,14 @@ def _run_job(
         contextlib.closing(throttle),
     ):
         job = JobRun(
-            name, config, target, ledger.job(name, config.target), throttle, observe, ask, create
+            name=name,
+            config=config,
+            target=target,
+            ledger=ledger.job(name, _lasting(config.target, target)),
+            throttle=throttle,
+            observe=observe,
+            ask=ask,
+            create=work is not _verify,
         )
         disks = [DiskRun(source, job) for source in sources]
         _run_disks(disks, throttle, work)
@@ -358,10 +384,15 @@ def _run_job(
             raise disk.error
 
 
+def _lasting(typed: str, target: Target) -> str:
+    """The target as it means the same from any directory, for ``verify`` and ``status``."""
+    return os.path.abspath(target.directory) if isinstance(target, LocalTarget) else typed
+
+
 def _run_disks(
     disks: Sequence[DiskRun],
     throttle: Throttle,
-    work: Callable[[DiskRun, Replication, SourceJudge], None],
+    work: Work,
 ) -> None:
     threads = [
         threading.Thread(target=disk.run, args=(work,), name=disk.name, daemon=True)

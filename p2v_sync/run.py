@@ -105,6 +105,35 @@ class Process:
                 stop()
         return self._process.wait()
 
+    def stop(self) -> int:
+        """Ask it to end (SIGTERM), make it if it does not, and return its exit status."""
+        self._process.terminate()
+        return self.end(_KILL_AFTER_S)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
+
+
+def capture(argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60.0) -> str:
+    """Run a program to its end and return its standard output.  Raises CommandError."""
+    log.debug("running %s", " ".join(argv))
+    try:
+        done = subprocess.run(
+            argv,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            check=False,
+        )
+    except OSError as error:
+        raise CommandError(f"{argv[0]} can't be started: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(f"{argv[0]} did not end within {timeout_s:.0f} s") from error
+    if done.returncode:
+        tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
+        raise CommandError(f"{argv[0]} failed with status {done.returncode}: {tail}")
+    return done.stdout

@@ -1,13 +1,13 @@
 """Whether compressing pays, decided from what was measured a moment ago."""
 
-import threading
 import time
 from collections.abc import Callable
 
 from p2v_receiver.codec import RAW, Codec
 
 _PROBE = 64 * 1024
-_PROBE_EVERY = 32  # requests that go uncompressed
+_PROBE_EVERY = 32  # requests without a probe while not even _BEST_RATIO would pay
+_BEST_RATIO = 0.2
 _WORTH_IT = 0.9  # a body that stays longer than this share of its blocks is sent as it is
 _MEMORY = 0.8  # weight of the past in a moving average
 
@@ -24,7 +24,7 @@ def pays(ratio: float, compress_rate: float, link_rate: float) -> bool:
 class Compressor:
     """Compresses request bodies when it is told to or, with ``adaptive``, when it pays.
 
-    One for all workers of a disk.  Thread-safe.
+    One for all workers of a disk.  Thread-safe: a lost update of an average does no harm.
     """
 
     def __init__(
@@ -37,14 +37,13 @@ class Compressor:
         self._codec = codec
         self._adaptive = adaptive
         self._clock = clock
-        self._lock = threading.Lock()
-        self._link_rate = 0.0
-        self._on = not adaptive
-        self._since_probe = _PROBE_EVERY
+        self._link_rate = 0.0  # bytes a second; 0: not known yet
+        self._compress_rate = 0.0
+        self._unprobed = 0  # requests since the last probe
 
     def body(self, data: memoryview) -> tuple[int, memoryview | bytes]:
         """``(codec number, what to send)``."""
-        if self._codec is None or not self._wanted(data):
+        if self._codec is None or (self._adaptive and not self._pays_for(self._codec, data)):
             return RAW, data
         packed = self._codec.compress(data)
         if len(packed) > _WORTH_IT * len(data):
@@ -53,25 +52,25 @@ class Compressor:
 
     def sent(self, length: int, seconds: float) -> None:
         """A body of ``length`` bytes took so long to hand to the link."""
-        with self._lock:
-            rate = length / max(seconds, 1e-9)
-            past = self._link_rate or rate
-            self._link_rate = _MEMORY * past + (1 - _MEMORY) * rate
+        self._link_rate = _averaged(self._link_rate, length / max(seconds, 1e-9))
 
-    def _wanted(self, data: memoryview) -> bool:
-        if not self._adaptive:
-            return True
-        with self._lock:
-            self._since_probe += 1
-            if self._since_probe <= _PROBE_EVERY or not self._link_rate:
-                return self._on
-            self._since_probe = 0
-        self._on = self._probe(data[:_PROBE])
-        return self._on
+    def _pays_for(self, codec: Codec, data: memoryview) -> bool:
+        if not self._link_rate:
+            return False
+        self._unprobed += 1
+        is_hopeless = self._compress_rate and not pays(
+            _BEST_RATIO, self._compress_rate, self._link_rate
+        )
+        if is_hopeless and self._unprobed < _PROBE_EVERY:
+            return False
+        self._unprobed = 0
+        sample = data[:_PROBE]
+        began = self._clock()
+        ratio = len(codec.compress(sample)) / len(sample)
+        rate = len(sample) / max(self._clock() - began, 1e-9)
+        self._compress_rate = _averaged(self._compress_rate, rate)
+        return pays(ratio, self._compress_rate, self._link_rate)
 
-    def _probe(self, sample: memoryview) -> bool:
-        assert self._codec is not None
-        start = self._clock()
-        packed = self._codec.compress(sample)
-        seconds = max(self._clock() - start, 1e-9)
-        return pays(len(packed) / len(sample), len(sample) / seconds, self._link_rate)
+
+def _averaged(past: float, now: float) -> float:
+    return _MEMORY * past + (1 - _MEMORY) * now if past else now

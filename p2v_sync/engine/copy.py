@@ -39,6 +39,10 @@ class Judge(Protocol):
         """Raise TargetTaken when the image is the copy of another disk (P10)."""
         ...
 
+    def is_untouched(self, recorded: Json | None) -> bool:
+        """True when provably nobody wrote to the source since ``identity`` gave ``recorded``."""
+        ...
+
     def changed_since_start(self) -> str | None:
         """Why the pass is no consistent picture of the source, or None.  Raises DeviceChanged."""
         ...
@@ -65,7 +69,8 @@ class Copy:
         self._session = session
         self._compressor = _compressor(session.codecs, compress, local)
         self._tally = run.tally
-        self._awaiting: dict[int, bytes | None] = {}  # sent, not yet known to be durable
+        # Sent, but not yet known to be durable: entries (None: all zero) and counters.
+        self._awaiting: dict[int, tuple[bytes | None, Counters]] = {}
         self._lock = threading.Lock()
         self._checkpoint_at = time.monotonic()
         self._sent_at_checkpoint = self._tally.counters.sent
@@ -103,7 +108,10 @@ class Copy:
     # Feeding the workers
 
     def _scanners(self) -> list[Scanner]:
-        report = Report(self._tally, self._segment_sent, self._run.note_written, self._bad_extents)
+        run = self._run
+        report = Report(
+            self._tally, self._segment_sent, run.note_written, run.blocks_sent, self._bad_extents
+        )
         digest = codec.digest_function(self._target.digest, self._target.seed)
         streams = self._session.streams
         # Two workers at least: one reads and digests while the other one sends.
@@ -169,18 +177,20 @@ class Copy:
     def _adopt(self, segment: int, expected: bytes) -> None:
         """Not looked at in this pass: what the target holds stays."""
         length = plan.length_of(self._layout, segment, 1)
-        self._tally.add(Counters(scanned=length, same=length))
-        self._segment_sent(segment, expected)
+        counters = Counters(scanned=length, same=length)
+        self._tally.add(counters)
+        self._segment_sent(segment, expected, counters)
         self._tell_complete(segment, 1, [codec.entries_digest(expected)])
 
     def _finish_zeros(self, first: int, total: int) -> None:
         """Segments that are holes here and zero there need no work at all."""
         if not total or first in self._run.done:
             return
-        length = plan.length_of(self._layout, first, total)
         with self._lock:
-            self._awaiting.update(dict.fromkeys(range(first, first + total)))
+            for each, length in plan.lengths(self._layout, first, total):
+                self._awaiting[each] = None, Counters(scanned=length, zero=length)
         self._tell_complete(first, total, plan.zero_digests(self._layout, first, total))
+        length = plan.length_of(self._layout, first, total)
         self._tally.add(Counters(scanned=length, zero=length))
 
     def _tell_complete(self, first: int, total: int, digests: list[bytes]) -> None:
@@ -189,10 +199,10 @@ class Copy:
 
     # What the workers tell
 
-    def _segment_sent(self, segment: int, entries: bytes) -> None:
+    def _segment_sent(self, segment: int, entries: bytes, counters: Counters) -> None:
         is_zero = entries == self._layout.zero_entries(segment)
         with self._lock:
-            self._awaiting[segment] = None if is_zero else entries
+            self._awaiting[segment] = None if is_zero else entries, counters
 
     def _bad_extents(self, extents: Sequence[Extent]) -> None:
         with self._lock:
@@ -231,7 +241,7 @@ class Copy:
     def on_commit(self, commit: Commit) -> None:
         """P2: durable at the receiver and in its manifest; now it goes into the ledger."""
         with self._lock:
-            segments = {
+            durable = {
                 segment: self._awaiting.pop(segment)
                 for first, count in commit.complete
                 for segment in range(first, first + count)
@@ -239,8 +249,9 @@ class Copy:
             }
             unreadable, self._new_unreadable = self._new_unreadable, []
         counters = self._tally.counters
+        segments = {segment: entries for segment, (entries, _) in durable.items()}
         self._disk.ledger.record(Checkpoint(commit.state, segments, counters, unreadable))
-        self._run.done.update(segments)
+        self._run.note_done({segment: counted for segment, (_, counted) in durable.items()})
         if commit.number is not None:
             self._disk.observe(CheckpointDone(self._disk.name, commit.state.generation, counters))
 

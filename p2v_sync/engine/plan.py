@@ -73,6 +73,14 @@ def length_of(layout: Layout, first: int, total: int) -> int:
     return end - start
 
 
+def lengths(layout: Layout, first: int, total: int) -> Iterator[tuple[int, int]]:
+    """``(segment, bytes)`` of ``total`` segments from ``first``; the last may be shorter."""
+    last = first + total - 1
+    for segment in range(first, last):
+        yield segment, layout.block_size * SEGMENT_BLOCKS
+    yield last, length_of(layout, last, 1)
+
+
 def zero_digests(layout: Layout, first: int, total: int) -> list[bytes]:
     """The digests of the entries of segments that are all zero."""
     digests = [codec.entries_digest(ZERO * SEGMENT_BLOCKS)] * (total - 1)

@@ -205,18 +205,23 @@ class Replication:
         self._around.ledger.begin_pass(number, kind)
 
     def _retry(self, target: Target) -> tuple[Extent, ...]:
-        """A finished pass that lacks some sectors is completed by reading just those (P12)."""
-        if not target.pass_complete or target.reasons or target.created or self._options.seed:
+        """A finished pass that lacks some sectors is completed by reading just those (P12).
+
+        Only while nothing else can have changed: else it is an ordinary pass, which tries them too.
+        """
+        is_current = target.pass_complete and target.quiesced and not target.reasons
+        if not (target.unreadable and is_current and not target.created and not self._options.seed):
             return ()
-        if target.unreadable:
-            length = sum(extent.length for extent in target.unreadable)
-            self._around.observe(
-                Notice(
-                    self._disk.name,
-                    f"only what could not be read last time is tried again: {format_size(length)}"
-                    f" in {len(target.unreadable)} places",
-                )
+        if not self._around.judge.is_untouched(target.source):
+            return ()
+        length = sum(extent.length for extent in target.unreadable)
+        self._around.observe(
+            Notice(
+                self._disk.name,
+                "the source was not written to since the last pass: only what could not be read "
+                f"is tried again, {format_size(length)} in {len(target.unreadable)} places",
             )
+        )
         return target.unreadable
 
     # Verification

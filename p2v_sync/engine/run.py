@@ -2,13 +2,13 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from p2v_receiver.wire import SEGMENT_BLOCKS
-from p2v_sync.engine import plan
 from p2v_sync.engine.scan import Tally
 from p2v_sync.engine.session import Target
+from p2v_sync.events import Counters
 from p2v_sync.extent import Extent, merged
 
 
@@ -35,6 +35,7 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     unreadable: list[Extent] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    _done_counters: Counters = field(default_factory=Counters)
     _parameters: tuple[object, ...] | None = None
 
     def adapt_to(self, target: Target) -> None:
@@ -44,15 +45,26 @@ class Run:
         if self._parameters not in (None, parameters):
             self.done.clear()
             self.written.clear()
+            self._done_counters = Counters()
         self._parameters = parameters
-        # What is done is not visited again, all else is: so much is scanned.
-        done = sum(plan.length_of(target.layout, segment, 1) for segment in self.done)
-        self.tally.counters = replace(self.tally.counters, scanned=done)
+        # All but what is done is visited again; what was sent stays sent.
+        spent = self.tally.counters
+        self.tally.counters = replace(self._done_counters, sent=spent.sent, wire=spent.wire)
+
+    def note_done(self, segments: Mapping[int, Counters]) -> None:
+        """These segments are durable; what was counted in each of them stays counted."""
+        self.done.update(segments)
+        self._done_counters = sum(segments.values(), self._done_counters)
 
     def note_written(self, first: int, total: int) -> None:
         """``total`` blocks from ``first``, all in one segment, were sent."""
         segment, index = divmod(first, SEGMENT_BLOCKS)
         self.written[segment] = self.written.get(segment, 0) | ((1 << total) - 1) << index
+
+    def blocks_sent(self, first: int, total: int) -> int:
+        """How many of these blocks, all in one segment, this run has sent before."""
+        segment, index = divmod(first, SEGMENT_BLOCKS)
+        return (self.written.get(segment, 0) >> index & (1 << total) - 1).bit_count()
 
     def note_unreadable(self, extents: Sequence[Extent]) -> None:
         self.unreadable = list(merged([*self.unreadable, *extents]))

@@ -8,7 +8,7 @@ import mmap
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,8 +53,9 @@ class Report:
     """Where workers tell the pass what they did."""
 
     tally: Tally
-    segment_sent: Callable[[int, bytes], None]  # all of a segment; its entries
+    segment_sent: Callable[[int, bytes, Counters], None]  # all of a segment is with the receiver
     written: Callable[[int, int], None]  # first block, count
+    sent_before: Callable[[int, int], int]  # first block, count → how many of them, in this run
     unreadable: Callable[[Sequence[Extent]], None]
 
 
@@ -83,18 +84,31 @@ class Scanner:
         # Page-aligned: the kernel copies into it five times faster than into a bytearray.
         self._buffer = memoryview(mmap.mmap(-1, step))
         self._step_blocks = step // layout.block_size
+        self._counters = Counters()  # of the segment being scanned
 
     def scan(self, item: WorkItem) -> None:
         """Visit a segment and tell the receiver when it is complete."""
+        self._counters = Counters()
         entries = bytearray(item.expected)
         start, end = self._layout.segment_extent(item.segment)
         data = list(self._source.data_extents(start, end))
-        blocks = self._layout.blocks_in(item.segment)
-        for first in range(0, blocks, self._step_blocks):
-            wanted = range(first, min(first + self._step_blocks, blocks))
-            if item.only is None or not item.only.isdisjoint(wanted):
-                self._scan_request(item, wanted, entries, data)
+        for first, end in self._wanted_runs(item):
+            for at in range(first, end, self._step_blocks):
+                self._scan_request(item, range(at, min(at + self._step_blocks, end)), entries, data)
         self._finish(item.segment, bytes(entries))
+
+    def _wanted_runs(self, item: WorkItem) -> Iterator[tuple[int, int]]:
+        """``(first, end)`` of the blocks to look at; the others count as the same."""
+        blocks = self._layout.blocks_in(item.segment)
+        wanted = [item.only is None or index in item.only for index in range(blocks)]
+        for first, end, is_wanted in runs_where(wanted):
+            if is_wanted:
+                yield first, end
+            else:
+                start, stop = self._layout.extent(
+                    item.segment * SEGMENT_BLOCKS + first, end - first
+                )
+                self._count(Counters(scanned=stop - start, same=stop - start))
 
     def _scan_request(
         self, item: WorkItem, wanted: range, entries: bytearray, data: list[Extent]
@@ -111,10 +125,7 @@ class Scanner:
             found = [ZERO] * len(wanted)
         packed = b"".join(found)
         if packed == expected:
-            zero = min(found.count(ZERO) * self._layout.block_size, end - start)
-            self._report.tally.add(
-                Counters(scanned=end - start, zero=zero, same=end - start - zero)
-            )
+            self._count_same(first, found)
             return
         self._send_changes(first, view, found, expected)
         entries[part] = packed
@@ -145,13 +156,12 @@ class Scanner:
             start, stop = self._layout.extent(first + begin, end - begin)
             length = stop - start
             if kind == "same":
-                zero = min(found[begin:end].count(ZERO) * self._layout.block_size, length)
-                self._report.tally.add(Counters(scanned=length, zero=zero, same=length - zero))
+                self._count_same(first + begin, found[begin:end])
             elif kind == "zero":
                 wire_bytes = self._stream.send(
                     FrameType.ZEROS, wire.Blocks(first + begin, end - begin).pack()
                 )
-                self._report.tally.add(
+                self._count(
                     Counters(scanned=length, zero=length, wire=wire_bytes),
                     blocks_zeroed=end - begin,
                 )
@@ -160,20 +170,33 @@ class Scanner:
                 self._send_data(first + begin, found[begin:end], view[at : at + length])
                 self._report.written(first + begin, end - begin)
 
+    def _count_same(self, first: int, entries: list[bytes]) -> None:
+        """Blocks that the target has: zeros, or the same data; unless we have just sent it."""
+        block_size = self._layout.block_size
+        start, end = self._layout.extent(first, len(entries))
+        zero = min(entries.count(ZERO) * block_size, end - start)
+        sent = self._report.sent_before(first, len(entries)) * block_size
+        same = max(0, end - start - zero - sent)
+        self._count(Counters(scanned=end - start, zero=zero, same=same))
+
     def _send_data(self, first: int, entries: list[bytes], data: memoryview) -> None:
         number, body = self._compressor.body(data)
         meta = wire.Data(first, number, len(data), b"".join(entries)).pack()
         began = time.perf_counter()
         wire_bytes = self._stream.send(FrameType.DATA, meta, body)
         self._compressor.sent(len(body), time.perf_counter() - began)
-        self._report.tally.add(
+        self._count(
             Counters(scanned=len(data), sent=len(data), wire=wire_bytes),
             blocks_sent=len(entries),
         )
 
+    def _count(self, counters: Counters, **blocks: int) -> None:
+        self._counters += counters
+        self._report.tally.add(counters, **blocks)
+
     def _finish(self, segment: int, entries: bytes) -> None:
         # Noted before it is said: the acknowledgement may be quick.
-        self._report.segment_sent(segment, entries)
+        self._report.segment_sent(segment, entries, self._counters)
         digest = codec.entries_digest(codec.entries_digest(entries))
         self._stream.send(FrameType.SEGMENTS, wire.Segments(segment, 1, digest).pack())
 

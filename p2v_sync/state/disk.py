@@ -61,9 +61,10 @@ class DiskLedger:
     def entries_between(self, first: int, total: int) -> dict[int, bytes]:
         """The entries of ``total`` segments from ``first``, without those that are all zero."""
         with self._database.reading() as tables:
-            found, damaged = segments.load_between(tables, self._disk, first, total)
-        for segment in damaged:
-            self.event("the ledger's entries of a segment are damaged", segment=segment)
+            found, broken = segments.load_between(tables, self._disk, first, total)
+        if broken:
+            text = "the ledger's entries of some segments are damaged"
+            self.event(text, first=broken[0], count=len(broken))
         return found
 
     def segment_digests(self) -> Iterator[tuple[int, bytes]]:

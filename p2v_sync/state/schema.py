@@ -120,12 +120,12 @@ CREATE TABLE segments (
 CREATE VIEW history AS
 SELECT at, jobs.name AS job, disks.name AS disk, text, details
 FROM (
-    SELECT at, job, disk, text, details FROM events
+    SELECT at, 1 AS step, job, disk, text, details FROM events
     UNION ALL
-    SELECT started, disks.job, disk, printf('pass %d (%s) started', number, kind), '{}'
+    SELECT started, 0, disks.job, disk, printf('pass %d (%s) started', number, kind), '{}'
     FROM passes JOIN disks ON disks.id = passes.disk
     UNION ALL
-    SELECT finished, disks.job, disk,
+    SELECT finished, 2, disks.job, disk,
         printf('pass %d (%s) %s after %.1f s, %d bytes sent', number, kind, outcome, seconds, sent),
         '{}'
     FROM passes JOIN disks ON disks.id = passes.disk
@@ -133,7 +133,7 @@ FROM (
 ) AS happened
 JOIN jobs ON jobs.id = happened.job
 LEFT JOIN disks ON disks.id = happened.disk
-ORDER BY at""",
+ORDER BY at, step""",
     """
 CREATE VIEW progress AS
 SELECT jobs.name AS job, disks.name AS disk, disks.size, number AS pass, kind, outcome,

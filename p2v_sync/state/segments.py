@@ -48,13 +48,13 @@ def load_between(
     """Entries of the segments that are not all zero, and which of them are damaged (unknown)."""
     rows = tables.execute(
         "SELECT segment, digest, entries FROM segments "
-        "WHERE disk = ? AND segment >= ? AND segment < ?",
+        "WHERE disk = ? AND segment >= ? AND segment < ? ORDER BY segment",
         [disk, first, first + total],
     ).fetchall()
-    damaged = [number for number, digest, entries in rows if entries_digest(entries) != digest]
+    broken = [number for number, digest, entries in rows if entries_digest(entries) != digest]
     found = {number: entries for number, _, entries in rows}
-    found.update((number, UNKNOWN * (len(found[number]) // ENTRY_SIZE)) for number in damaged)
-    return found, damaged
+    found.update((number, UNKNOWN * (len(found[number]) // ENTRY_SIZE)) for number in broken)
+    return found, broken
 
 
 def digests(tables: sqlite_utils.Database, disk: int, after: int = -1) -> list[tuple[int, bytes]]:

@@ -21,7 +21,15 @@ from cryptography.x509.oid import NameOID
 
 from p2v_receiver import auth
 from p2v_receiver.stream import SocketPipe, TlsPipe, configure_socket
-from p2v_sync.errors import AuthFailed, ConfigError, ConnectFailed, ProtocolError, VersionMismatch
+from p2v_sync.errors import (
+    AuthFailed,
+    CommandError,
+    ConfigError,
+    ConnectFailed,
+    ProtocolError,
+    VersionMismatch,
+)
+from p2v_sync.run import Process
 from p2v_sync.transport.address import TcpTarget, bracketed
 from p2v_sync.transport.channel import Pipe, StreamChannel
 
@@ -69,6 +77,19 @@ def connect(host: str, port: int, question: str) -> socket.socket:
         ) from error
     configure_socket(sock)
     return sock
+
+
+def connect_through(command: str) -> socket.socket:
+    """A ProxyCommand's standard input and output, as a socket.  Raises ConnectFailed."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            # ssh_config(5) defines it as a line for the shell, to be run with exec.
+            Process(["/bin/sh", "-c", f"exec {command}"], stdio=theirs.fileno())
+        except CommandError as error:
+            ours.close()
+            raise ConnectFailed(f"ProxyCommand {command}: {error}") from error
+    return ours
 
 
 def _reason(error: OSError) -> str:

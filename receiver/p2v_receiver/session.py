@@ -261,7 +261,9 @@ class Session:
                 entries = {number: bytes(packed) for number, packed in self._entries.items()}
                 complete = self._complete | set(entries) if quiet else set(self._complete)
                 writes = dict(self._writes)
-                dirty, self._dirty = self._dirty, False
+                # A segment may be complete without having been written to since it was marked.
+                dirty = self._dirty or not complete.isdisjoint(entries)
+                self._dirty = False
             if dirty:
                 self._flush(entries)
             done = self._commit(entries, complete, writes) if dirty else complete

@@ -75,7 +75,7 @@ class Client:
         self.channel.send(FrameType.BEGIN, wire.pack_json(begin))
         head = wire.Data(0, codec.RAW, len(data), entries)
         self.channel.send(FrameType.DATA, head.pack(), data)
-        summary = wire.Segments(0, 1, codec.entries_digest(entries))
+        summary = wire.Segments(0, 1, codec.entries_digest(codec.entries_digest(entries)))
         self.channel.send(FrameType.SEGMENTS, summary.pack())
         self.expect(FrameType.WRITTEN)
         self.channel.send(FrameType.CHECKPOINT, wire.pack_number(1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from p2v_sync.engine import ports
 from p2v_sync.errors import StateError
 from p2v_sync.events import Counters
 from p2v_sync.extent import Extent
-from p2v_sync.records import Checkpoint, TargetState
+from p2v_sync.records import Checkpoint, DigestSettings, TargetState
 
 IMAGE = "0b0c8a4e-1111-4222-8333-444455556666"
 
@@ -60,6 +61,13 @@ class LedgerSuite:
         found = [ledger.entries(segment) for segment in (0, 1, 7, 8)]
         assert found == [packed(1), packed(4), None, None]
 
+    def test_entries_between_leave_out_zeros_and_neighbours(self, ledger: ports.Ledger) -> None:
+        ledger.begin_pass(1, "initial")
+        ledger.record(checkpoint(1, {2: packed(2), 3: packed(3), 4: None, 6: packed(6)}))
+        assert ledger.entries_between(3, 3) == {3: packed(3)}
+        assert ledger.entries_between(0, 100) == {2: packed(2), 3: packed(3), 6: packed(6)}
+        assert ledger.entries_between(4, 2) == {}
+
     def test_segment_digests_come_in_order_and_without_zeros(self, ledger: ports.Ledger) -> None:
         ledger.begin_pass(1, "initial")
         ledger.record(checkpoint(1, {9: packed(9), 2: packed(2), 5: None}))
@@ -97,6 +105,17 @@ class LedgerSuite:
         assert ledger.target_state() == state(1)
         assert ledger.entries(0) is None
 
+    def test_p5_entries_of_other_settings_are_dropped(self, ledger: ports.Ledger) -> None:
+        settings = DigestSettings("xxh3", "00ff", 262144)
+        ledger.set_digest_settings(settings)
+        ledger.begin_pass(1, "initial")
+        ledger.record(checkpoint(1, {0: packed(1)}))
+        ledger.finish_pass(state(1), Counters(), wire_digest="")
+        ledger.set_digest_settings(settings)
+        assert (ledger.target_state(), ledger.entries(0)) == (state(1), packed(1))
+        ledger.set_digest_settings(replace(settings, seed="1234"))
+        assert (ledger.target_state(), ledger.entries(0)) == (None, None)
+
     def test_p5_entries_of_another_image_are_forgotten(self, ledger: ports.Ledger) -> None:
         ledger.begin_pass(1, "initial")
         ledger.record(checkpoint(1, {0: packed(1), 1: packed(1)}))
@@ -129,12 +148,13 @@ class LedgerSuite:
         assert begun.counters == Counters()
 
     @pytest.mark.parametrize(("first", "then"), [("seed", "initial"), ("initial", "seed")])
-    def test_p11_a_pass_is_a_seed_when_any_run_of_it_was(
+    def test_p11_a_pass_is_a_seed_when_its_last_run_is(
         self, ledger: ports.Ledger, first: str, then: str
     ) -> None:
         ledger.begin_pass(1, first)
         ledger = self.reopened(ledger)
-        assert ledger.begin_pass(1, then).kind == "seed"
+        assert ledger.begin_pass(1, then).kind == then
+        assert self.reopened(ledger).begin_pass(1, then).kind == then
 
     def test_what_was_recorded_outlives_the_process(self, ledger: ports.Ledger) -> None:
         ledger.begin_pass(1, "initial")

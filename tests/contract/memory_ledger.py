@@ -8,7 +8,7 @@ from p2v_receiver.codec import entries_digest
 from p2v_sync.errors import WrongPhase
 from p2v_sync.events import Counters
 from p2v_sync.extent import Extent, merged
-from p2v_sync.records import Checkpoint, PassRecord, TargetState
+from p2v_sync.records import Checkpoint, DigestSettings, PassRecord, TargetState
 
 
 class MemoryLedger:
@@ -19,6 +19,7 @@ class MemoryLedger:
         self.wire_digest: str | None = None
         self._lock = threading.Lock()
         self._segments: dict[int, bytes] = {}
+        self._settings: DigestSettings | None = None
         self._image: str | None = None
         self._described: TargetState | None = None
         self._pass: PassRecord | None = None
@@ -38,18 +39,28 @@ class MemoryLedger:
         with self._lock:
             return self._segments.get(segment)
 
+    def entries_between(self, first: int, total: int) -> dict[int, bytes]:
+        with self._lock:
+            stored = sorted(self._segments.items())
+        return {segment: entries for segment, entries in stored if 0 <= segment - first < total}
+
     def segment_digests(self) -> Iterator[tuple[int, bytes]]:
         with self._lock:
             stored = sorted(self._segments.items())
         for segment, entries in stored:
             yield segment, entries_digest(entries)
 
+    def set_digest_settings(self, settings: DigestSettings) -> None:
+        with self._lock:
+            if settings != self._settings:
+                self._segments.clear()
+                self._described, self._settings = None, settings
+
     def begin_pass(self, number: int, kind: str) -> PassRecord:
         with self._lock:
             earlier, self._described, self._is_open = self._pass, None, True
             self._pass = PassRecord(number, kind, resumed=False)
             if earlier is not None and earlier.number == number:
-                kind = "seed" if "seed" in (kind, earlier.kind) else kind
                 self._pass = PassRecord(number, kind, resumed=True, counters=earlier.counters)
             return self._pass
 

@@ -206,6 +206,24 @@ def test_p9_a_damaged_ledger_is_kept_and_a_new_one_begun(tmp_path: Path) -> None
     assert "the receiver's manifest" in notice
 
 
+def test_p9_many_may_open_a_damaged_one_at_once(tmp_path: Path) -> None:
+    # Without a lock around opening the second moves aside what the first has just begun.
+    for number in range(5):
+        state_dir = tmp_path / str(number)
+        fill(state_dir).write_bytes(b"garbage" * 1000)
+        notices: list[str] = []
+
+        def begin(job: int, state_dir: Path, notices: list[str]) -> None:
+            with Ledger.open(state_dir, notices.append) as ledger:
+                ledger.job(f"job{job}", "t")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(begin, range(8), [state_dir] * 8, [notices] * 8))
+        assert len(notices) == len(aside_files(state_dir)) == 1
+        with Ledger.open(state_dir, no_notices) as ledger:
+            assert len(ledger.overview()) == 8
+
+
 def test_p9_moving_aside_takes_all_files_and_overwrites_none(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     for number in range(3):

@@ -83,6 +83,7 @@ class LedgersAgree(RuleBasedStateMachine):
         assert self.sqlite.target_state() == self.memory.target_state()
         assert list(self.sqlite.segment_digests()) == list(self.memory.segment_digests())
         assert list(self.sqlite.unreadable()) == list(self.memory.unreadable())
+        assert self.sqlite.entries_between(2, 7) == self.memory.entries_between(2, 7)
         for segment in range(13):
             assert self.sqlite.entries(segment) == self.memory.entries(segment)
 
