@@ -18,6 +18,7 @@ class P2vError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.is_reported = False  # an observer has already told the operator
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -208,7 +208,7 @@ class DiskRun:
                 self._replication = self._make(source, judge, ledger, dialer)
                 if self._interrupted:
                     self._replication.interrupt()
-                work(self, self._replication, judge)
+                work(self._replication, judge)
         except P2vError as error:
             self._fail(error, ledger)
         except BaseException as error:  # noqa: BLE001 - raised again by the job's thread
@@ -264,6 +264,7 @@ class DiskRun:
         self._job.observe(
             DiskFailed(self.name, type(error).__name__, error.message, error.hint, error.exit_code)
         )
+        error.is_reported = True
 
 
 @dataclass(frozen=True)
@@ -316,35 +317,35 @@ def _no_notice(text: str) -> None:
     del text
 
 
-def _replicate(disk: DiskRun, replication: Replication, judge: SourceJudge) -> None:
+def _replicate(replication: Replication, judge: SourceJudge) -> None:
     outcome = replication.replicate()
     if outcome.unreadable:
-        raise unreadable_error(disk.name, outcome.unreadable)
+        raise unreadable_error(outcome.unreadable)
     if judge.change and outcome.kind != "seed":
         raise DeviceChanged(
-            f"{disk.name}: the source was changed while it was read ({judge.change})",
+            f"the source was changed while it was read ({judge.change})",
             hint="the replica is no consistent picture; run the same command again",
         )
 
 
-def _verify(disk: DiskRun, replication: Replication, judge: SourceJudge) -> None:
-    del disk, judge
+def _verify(replication: Replication, judge: SourceJudge) -> None:
+    del judge
     replication.verify()
 
 
-def unreadable_error(disk: str, extents: Sequence[Extent]) -> SourceReadError:
+def unreadable_error(extents: Sequence[Extent]) -> SourceReadError:
     """P12: said with places, after everything else was copied."""
     named = ", ".join(str(extent) for extent in extents[:5])
     more = f" and {len(extents) - 5} more places" if len(extents) > 5 else ""
     length = sum(extent.length for extent in extents)
     return SourceReadError(
-        f"{disk}: {length} bytes could not be read and are zeros in the replica: {named}{more}"
+        f"{length} bytes could not be read and are zeros in the replica: {named}{more}"
         " (start+length)",
         hint="the rest is complete; run the same command again to retry just those",
     )
 
 
-Work = Callable[["DiskRun", Replication, SourceJudge], None]
+Work = Callable[[Replication, SourceJudge], None]
 
 
 def _run_job(

@@ -54,5 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _explain(error: P2vError) -> int:
-    show_error(error)
+    if not error.is_reported:
+        show_error(error)
     return error.exit_code

@@ -60,6 +60,8 @@ class JsonRenderer:
         fields = {"event": event_name(event), "time": round(time.time(), 3), **asdict(event)}
         with self._lock:
             print(json.dumps(fields), flush=True)
+            if isinstance(event, DiskFailed):
+                print(f"{event.disk}: {describe(event)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -89,7 +91,7 @@ def describe(event: Event) -> str | None:
             result = f"{len(event.mismatches)} MISMATCHES" if event.mismatches else "all equal"
             return f"verified ({event.scope}): {format_size(event.checked)} read back, {result}"
         case DiskFailed():
-            return f"failed: {event.message}" + (f" ({event.hint})" if event.hint else "")
+            return f"failed: {event.message}" + (f"\n  {event.hint}" if event.hint else "")
     return None
 
 

@@ -81,6 +81,7 @@ class Replication:
         self._session: Session | None = None
         self._outcome: Outcome | None = None
         self._verified = 0
+        self._was_connected = False
         self._disk = Disk(
             name=request.disk,
             source=surroundings.source,
@@ -130,7 +131,9 @@ class Replication:
                     failures = 0
                     given_up_at = time.monotonic() + self._options.retry_for_s
                 delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-                if not error.retryable or time.monotonic() + delay_s > given_up_at:
+                is_over = time.monotonic() + delay_s > given_up_at
+                # What was never reached is more likely a wrong address than a broken link.
+                if not error.retryable or is_over or not self._was_connected:
                     raise
                 failures += 1
                 self._around.observe(Reconnecting(self._disk.name, error.message, delay_s))
@@ -147,6 +150,7 @@ class Replication:
         self._session = session
         self._check_stop()
         target = session.open(self._request, self._options.streams)
+        self._was_connected = True
         try:
             self._around.judge.check_source(target.source)
             self._run.adapt_to(target)
@@ -241,7 +245,7 @@ class Replication:
         self._around.observe(Verified(self._disk.name, scope, checked, mismatches))
         if wrong:
             session.close()
-            raise mismatch_error(self._disk.name, wrong)
+            raise mismatch_error(wrong)
 
     def _show_verified(self, length: int, size: int) -> None:
         self._verified += length
@@ -249,11 +253,11 @@ class Replication:
         self._around.observe(Progress(self._disk.name, "verify", size, counters))
 
 
-def mismatch_error(disk: str, wrong: Sequence[Extent]) -> VerifyMismatch:
+def mismatch_error(wrong: Sequence[Extent]) -> VerifyMismatch:
     """Names the first few extents; the event has them all."""
     named = ", ".join(str(extent) for extent in wrong[:_NAMED_MISMATCHES])
     more = f" and {len(wrong) - _NAMED_MISMATCHES} more" if len(wrong) > _NAMED_MISMATCHES else ""
     return VerifyMismatch(
-        f"{disk}: the target differs from what it should be at {named}{more} (start+length)",
+        f"the target differs from what it should be at {named}{more} (start+length)",
         hint="run the same sync again: it repairs them; then look at the host's disk and memory",
     )

@@ -430,13 +430,18 @@ class Session:
             return self._verified.pop(number)
 
     def close(self) -> None:
-        """Part in due form: everything is said."""
-        for channel in self._channels:
-            self.guard(channel.send, FrameType.CLOSE)
-        with self._changed:
-            self._wait(lambda: self._closed == len(self._channels))
+        """Part in due form: everything is said.  The control connection goes last."""
+        self._say_goodbye(self._channels[1:])
+        self._say_goodbye(self._channels[:1])
         for channel in self._channels:
             channel.close()
+
+    def _say_goodbye(self, channels: Sequence[Channel]) -> None:
+        expected = self._closed + len(channels)
+        for channel in channels:
+            self.guard(channel.send, FrameType.CLOSE)
+        with self._changed:
+            self._wait(lambda: self._closed == expected)
 
 
 def receiver_error(frame: Frame) -> P2vError:

@@ -5,17 +5,12 @@ from typing import Protocol
 
 from p2v_sync.config import Connection
 from p2v_sync.transport.address import LocalTarget, Target, TcpTarget
+from p2v_sync.transport.ask import TYPED
+from p2v_sync.transport.ask import Ask as Ask
 from p2v_sync.transport.channel import StreamChannel
 from p2v_sync.transport.local import LocalDialer
+from p2v_sync.transport.ssh import SshDialer, SshOptions
 from p2v_sync.transport.tcp import TcpDialer, find_token
-
-
-class Ask(Protocol):
-    """Whoever can answer questions: a terminal, a dialog."""
-
-    def secret(self, prompt: str) -> str: ...
-
-    def confirm(self, question: str) -> bool: ...
 
 
 class CloseableDialer(Protocol):
@@ -39,6 +34,6 @@ def make_dialer(
     if isinstance(target, LocalTarget):
         return LocalDialer(target.directory, streams)
     if isinstance(target, TcpTarget):
-        prompt = (lambda: ask.secret(f"Token of {target}")) if ask else None
+        prompt = (lambda: TYPED.once(f"Token of {target}", ask)) if ask else None
         return TcpDialer(target, find_token(connection.token_file, os.environ, prompt), streams)
-    raise NotImplementedError("ssh")
+    return SshDialer(target, SshOptions(connection.identity_file, connection.sudo), ask)

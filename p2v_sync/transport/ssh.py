@@ -9,11 +9,13 @@ import getpass
 import glob
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import paramiko
+from paramiko.pkey import UnknownKeyType
 
 from p2v_receiver.wire import Buffer
 from p2v_sync.errors import (
@@ -27,16 +29,15 @@ from p2v_sync.errors import (
 from p2v_sync.run import Tail
 from p2v_sync.transport import bootstrap
 from p2v_sync.transport.address import SshTarget, bracketed, parse_jump
+from p2v_sync.transport.ask import TYPED, Ask, Secrets
 from p2v_sync.transport.bootstrap import Silence
 from p2v_sync.transport.channel import StreamChannel
 from p2v_sync.transport.known_hosts import KnownHosts, Verdict, append, file_name_of
-from p2v_sync.transport.prompter import Prompter
-from p2v_sync.transport.tcp import connect, connect_through
+from p2v_sync.transport.tcp import Socket, connect, connect_through
 
 log = logging.getLogger(__name__)
 
 _NEGOTIATE_WITHIN_S = 20.0
-_ASK_MOST = 3
 _JUMPS_MOST = 8
 _INCLUDES_MOST = 16
 _WINDOW = 8 * 1024 * 1024
@@ -47,6 +48,7 @@ _FIRST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ct
 _DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 _GLOBAL_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 _STDERR_END_S = 1.0
+_PROXY_END_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,27 +80,32 @@ class Hop:
 class SshDialer:
     """Receivers started over ssh, one a connection.  Satisfies ``Dialer``.
 
-    ``ask`` is None without a terminal.  What it was told is remembered for reconnects.
+    What ``ask`` was told is remembered in ``secrets``, for reconnects and other disks.
     """
 
     is_local = False
     max_streams = 1
 
-    def __init__(self, target: SshTarget, options: SshOptions, ask: Prompter | None) -> None:
+    def __init__(
+        self,
+        target: SshTarget,
+        options: SshOptions,
+        ask: Ask | None,
+        secrets: Secrets = TYPED,
+    ) -> None:
         """Raises ConfigError."""
         self._target = target
         self._options = options
-        self._secrets = Secrets(ask)
+        self._ask = ask
+        self._secrets = secrets
         self._route = find_route(target, options)
-        self._lock = threading.Lock()
 
     def dial(self) -> StreamChannel:
         """A new connection.
 
         Raises ConnectFailed, HostKeyUnknown, AuthFailed, BootstrapFailed, ProtocolError.
         """
-        # Only one may ask for a password at a time, and only once.
-        with self._lock, contextlib.ExitStack() as on_failure:
+        with self._secrets.lock, contextlib.ExitStack() as on_failure:
             transport = self._connect(on_failure)
             command = _Command(str(self._target), transport)
             command.start(
@@ -111,12 +118,12 @@ class SshDialer:
         """Hop by hop, each through the one before; ``link`` closes them in reverse."""
         before: paramiko.Transport | None = None
         for hop in self._route:
-            sock = _reach(hop, before)
+            sock = _reach(hop, before, link)
             link.callback(sock.close)
             before = _negotiate(sock, hop)
             link.callback(before.close)
-            check_host_key(before, hop, self._secrets.prompter)
-            Login(before, hop, self._secrets).run()
+            check_host_key(before, hop, self._ask)
+            Login(before, hop, self._ask, self._secrets).run()
         if before is None:
             raise ConfigError(f"{self._target}: there is no way to it")
         return before
@@ -156,7 +163,8 @@ class _Router:
             way += [self._hop(parse_jump(jump), direct=False) for jump in jumps[1:]]
         return [*way, self._hop(target, direct=not way)]
 
-    def _lookup(self, host: str) -> dict[str, str]:
+    def _lookup(self, host: str) -> dict[str, Any]:
+        """Strings by lower-case keyword; IdentityFile is a list of them."""
         try:
             return dict(self._config.lookup(host))
         except (paramiko.SSHException, ImportError, KeyError, ValueError) as error:
@@ -197,21 +205,21 @@ def _config_lines(path: Path, depth: int) -> Iterator[str]:
             yield line
 
 
-def _port_number(found: dict[str, str]) -> int:
-    text = found.get("port", "22")
+def _port_number(found: dict[str, Any]) -> int:
+    text = str(found.get("port", "22"))
     if not text.isdigit():
         raise ConfigError(f"~/.ssh/config: Port {text} is not a number")
     return int(text)
 
 
-def _identity_files(found: dict[str, str]) -> tuple[Path, ...]:
+def _identity_files(found: dict[str, Any]) -> tuple[Path, ...]:
     configured = found.get("identityfile")
     if configured is None:
         configured = [f"~/.ssh/{name}" for name in _DEFAULT_KEYS]
     return tuple(Path(name).expanduser() for name in configured if name != "none")
 
 
-def _known_hosts_files(found: dict[str, str]) -> tuple[Path, ...]:
+def _known_hosts_files(found: dict[str, Any]) -> tuple[Path, ...]:
     configured = found.get("userknownhostsfile", "~/.ssh/known_hosts").split()
     own = [Path(name.strip('"')).expanduser() for name in configured if name != "none"]
     return (*own, _GLOBAL_KNOWN_HOSTS)
@@ -220,7 +228,9 @@ def _known_hosts_files(found: dict[str, str]) -> tuple[Path, ...]:
 # Connecting
 
 
-def _reach(hop: Hop, before: paramiko.Transport | None) -> "_Socket":
+def _reach(
+    hop: Hop, before: paramiko.Transport | None, link: contextlib.ExitStack
+) -> Socket | paramiko.Channel:
     """Something to speak ssh over.  Raises ConnectFailed."""
     if before is not None:
         try:
@@ -233,11 +243,13 @@ def _reach(hop: Hop, before: paramiko.Transport | None) -> "_Socket":
                 hint="does that host allow TCP forwarding, and know the name?",
             ) from error
     if hop.proxy_command:
-        return connect_through(hop.proxy_command)
+        sock, process = connect_through(hop.proxy_command)
+        link.callback(process.end, _PROXY_END_S)
+        return sock
     return connect(hop.host, hop.port, "is sshd running there")
 
 
-def _negotiate(sock: "_Socket", hop: Hop) -> paramiko.Transport:
+def _negotiate(sock: Socket | paramiko.Channel, hop: Hop) -> paramiko.Transport:
     # Failures come to us as exceptions; paramiko's own log would show them with a traceback.
     quiet = logging.NOTSET if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL
     logging.getLogger("paramiko").setLevel(quiet)
@@ -252,7 +264,8 @@ def _negotiate(sock: "_Socket", hop: Hop) -> paramiko.Transport:
     except (paramiko.SSHException, OSError, EOFError) as error:
         transport.close()
         raise ConnectFailed(
-            f"{hop}: no ssh connection: {error or 'it hung up'}", hint="is that sshd's port?"
+            f"{hop}: no ssh connection: {str(error) or 'it hung up'}",
+            hint="is that sshd's port?",
         ) from error
     return transport
 
@@ -268,7 +281,7 @@ def _choose_algorithms(transport: paramiko.Transport, hop: Hop) -> None:
     security.key_types = _put_first(known, security.key_types)
 
 
-def _put_first(wanted: "list[str] | tuple[str, ...]", have: "tuple[str, ...]") -> tuple[str, ...]:
+def _put_first(wanted: Sequence[str], have: Sequence[str]) -> tuple[str, ...]:
     first = [name for name in wanted if name in have]
     return (*dict.fromkeys(first), *(name for name in have if name not in first))
 
@@ -276,7 +289,7 @@ def _put_first(wanted: "list[str] | tuple[str, ...]", have: "tuple[str, ...]") -
 # Host keys
 
 
-def check_host_key(transport: paramiko.Transport, hop: Hop, ask: Prompter | None) -> None:
+def check_host_key(transport: paramiko.Transport, hop: Hop, ask: Ask | None) -> None:
     """Raises HostKeyUnknown unless the key is known, or somebody says that it is right."""
     key = transport.get_remote_server_key()
     name, kind, text = hop.key_name, key.get_name(), key.get_base64()
@@ -314,34 +327,18 @@ def _changed(hop: Hop, verdict: Verdict, shown: str) -> HostKeyUnknown:
 # Logging in
 
 
-class Secrets:
-    """What was typed, so that a reconnect in the middle of the night need not ask again."""
-
-    def __init__(self, prompter: Prompter | None) -> None:
-        self.prompter = prompter
-        self._known: dict[str, str] = {}
-
-    def candidates(self, question: str) -> Iterator[str]:
-        """What was the answer before, then what is typed now, a few times."""
-        if question in self._known:
-            yield self._known[question]
-        if self.prompter is not None:
-            for _ in range(_ASK_MOST):
-                yield self.prompter.secret(question)
-
-    def remember(self, question: str, answer: str) -> None:
-        self._known[question] = answer
-
-
 _Attempt = Callable[[], list[str]]
 
 
 class Login:
     """Tries what there is: agent, key files, password.  As ssh(1) does, in its order."""
 
-    def __init__(self, transport: paramiko.Transport, hop: Hop, secrets: Secrets) -> None:
+    def __init__(
+        self, transport: paramiko.Transport, hop: Hop, ask: Ask | None, secrets: Secrets
+    ) -> None:
         self._transport = transport
         self._hop = hop
+        self._ask = ask
         self._secrets = secrets
         self._allowed = ["publickey", "password", "keyboard-interactive"]
         self._tried: list[str] = []
@@ -406,13 +403,13 @@ class Login:
             return paramiko.PKey.from_path(path)
         except (TypeError, paramiko.PasswordRequiredException):
             return self._load_encrypted(path)
-        except (paramiko.SSHException, paramiko.UnknownKeyType, OSError, ValueError) as error:
+        except (paramiko.SSHException, UnknownKeyType, OSError, ValueError) as error:
             self._tried.append(f"key file {path} (it can't be used: {error})")
             return None
 
     def _load_encrypted(self, path: Path) -> paramiko.PKey | None:
-        question = f"Passphrase of the key {path}: "
-        for passphrase in self._secrets.candidates(question):
+        question = f"Passphrase of the key {path}"
+        for passphrase in self._secrets.candidates(question, self._ask):
             try:
                 key = paramiko.PKey.from_path(path, passphrase.encode())  # type: ignore[arg-type]
             except (TypeError, ValueError, paramiko.SSHException):
@@ -423,12 +420,11 @@ class Login:
         return None
 
     def _passwords(self) -> Iterator[tuple[str, _Attempt]]:
-        question = f"Password of {self._hop}: "
         methods = ("password", "keyboard-interactive")
         method = next((method for method in methods if method in self._allowed), None)
         if method is None:
             return
-        for password in self._secrets.candidates(question):
+        for password in self._secrets.candidates(f"Password of {self._hop}", self._ask):
             self._tried.append(f"a password ({method})")
             yield method, lambda password=password: self._try(method, password)  # type: ignore[misc]
             if self._transport.is_authenticated():
@@ -438,9 +434,9 @@ class Login:
         if method == "password":
             further = self._transport.auth_password(self._hop.user, password, fallback=False)
         else:
-            answer = _Answers(password, self._secrets.prompter)
+            answer = _Answers(password, self._ask)
             further = self._transport.auth_interactive(self._hop.user, answer)
-        self._secrets.remember(f"Password of {self._hop}: ", password)
+        self._secrets.remember(f"Password of {self._hop}", password)
         return further
 
     def _failed(self, why: str) -> AuthFailed:
@@ -456,9 +452,9 @@ class Login:
 class _Answers:
     """keyboard-interactive: the first hidden question is the password's."""
 
-    def __init__(self, password: str, prompter: Prompter | None) -> None:
+    def __init__(self, password: str, ask: Ask | None) -> None:
         self._password: str | None = password
-        self._prompter = prompter
+        self._ask = ask
 
     def __call__(self, title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
         del title, instructions
@@ -468,9 +464,9 @@ class _Answers:
         if self._password is not None and not shown:
             answer, self._password = self._password, None
             return answer
-        if self._prompter is None:
+        if self._ask is None:
             raise AuthFailed(f"the host asks {prompt!r}", hint="run on a terminal")
-        return self._prompter.secret(prompt)
+        return self._ask.secret(prompt)
 
 
 def _agent_keys() -> list[paramiko.PKey]:
@@ -502,6 +498,11 @@ class _Command:
         self._late = threading.Event()
         self.leftover = b""
         self.channel = self._open()
+        stream = self.channel.makefile_stderr("rb")
+        self._reader = threading.Thread(
+            target=self._errors.follow, args=(stream,), name="ssh stderr", daemon=True
+        )
+        self._reader.start()
 
     def _open(self) -> paramiko.Channel:
         try:
@@ -516,7 +517,6 @@ class _Command:
         watchdog.start()
         try:
             self.channel.exec_command(script.command)
-            self._follow_errors()
             self._wait_for(script.send_mark)
             self.channel.sendall(script.bundle)
             self._wait_for(script.ready_mark)
@@ -528,13 +528,6 @@ class _Command:
     def _give_up(self) -> None:
         self._late.set()
         self.channel.close()
-
-    def _follow_errors(self) -> None:
-        stream = self.channel.makefile_stderr("rb")
-        self._reader = threading.Thread(
-            target=self._errors.follow, args=(stream,), name="ssh stderr", daemon=True
-        )
-        self._reader.start()
 
     def _wait_for(self, mark: bytes) -> None:
         """Skip what comes before ``mark``; what comes after it is kept."""
@@ -549,7 +542,7 @@ class _Command:
             log.debug("%s: skipped %d bytes of the login shell", self._name, len(noise))
 
     def _failed(self, output: str) -> P2vError:
-        if not (self._transport.is_active() or self._late.is_set()):
+        if not self._transport.is_active():
             return ConnectFailed(f"{self._name}: the link broke while the receiver was started")
         ended = not self._late.is_set() and self.channel.status_event.wait(_STDERR_END_S)
         if ended:

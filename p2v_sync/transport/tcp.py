@@ -34,6 +34,7 @@ from p2v_sync.transport.address import TcpTarget, bracketed
 from p2v_sync.transport.channel import Pipe, StreamChannel
 
 CONNECT_TIMEOUT_S = 10.0
+Socket = socket.socket
 
 _FAMILY = auth.PREAMBLE[: auth.PREAMBLE.rindex(b"-") + 1]  # what all versions begin with
 _CROWDED = "is something between us that drops connections, or is the receiver overrun?"
@@ -79,17 +80,20 @@ def connect(host: str, port: int, question: str) -> socket.socket:
     return sock
 
 
-def connect_through(command: str) -> socket.socket:
-    """A ProxyCommand's standard input and output, as a socket.  Raises ConnectFailed."""
+def connect_through(command: str) -> tuple[Socket, Process]:
+    """A ProxyCommand's standard input and output as a socket, and what runs it.
+
+    Raises ConnectFailed.
+    """
     ours, theirs = socket.socketpair()
     with theirs:
         try:
             # ssh_config(5) defines it as a line for the shell, to be run with exec.
-            Process(["/bin/sh", "-c", f"exec {command}"], stdio=theirs.fileno())
+            process = Process(["/bin/sh", "-c", f"exec {command}"], stdio=theirs.fileno())
         except CommandError as error:
             ours.close()
             raise ConnectFailed(f"ProxyCommand {command}: {error}") from error
-    return ours
+    return ours, process
 
 
 def _reason(error: OSError) -> str:

@@ -161,6 +161,8 @@ class Manifest:
 
     def close(self) -> None:
         with self._lock:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA journal_mode = DELETE")  # takes the empty journal away
             self._db.close()
 
     # Reading

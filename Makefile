@@ -1,0 +1,118 @@
+# Everything a developer or CI does.  "make demo" and "make test" set up what they need themselves.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DIST := dist
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+
+# Debian packages, each with what it is for.
+DEMO_PACKAGES := e2fsprogs fdisk
+TEST_PACKAGES := $(DEMO_PACKAGES) \
+	mount \
+	git \
+	openssh-server openssh-client sudo fish tcsh \
+	nbdkit libnbd-bin fuse3 qemu-utils \
+	libxxhash0 libzstd1 \
+	pandoc groff
+
+.PHONY: help demo test lint pyz man lock clean demo-packages test-packages
+
+help:
+	@echo 'make demo    replicate a small disk over a link that breaks, and show what happens'
+	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
+	@echo 'make lint    ruff and mypy alone'
+	@echo 'make pyz     $(DIST)/p2v-receiver.pyz: the receiver as one file, for python3 >= 3.6'
+	@echo 'make man     the man pages, in $(DIST)/man'
+	@echo 'make lock    choose new versions for requirements.txt'
+	@echo 'make clean   remove what was built'
+
+demo: demo-packages $(READY)
+	$(BIN)/p2v-sync demo
+
+test: test-packages lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The packages of $(1) that are missing are installed; without any the package manager is not asked.
+define install_packages
+	@command -v dpkg-query >/dev/null || { echo 'not a Debian: see to it that there are: $(1)'; exit 0; }; \
+	there=" $$(dpkg-query --show --showformat='$${Package}=$${db:Status-Status} ' $(1) 2>/dev/null)"; \
+	missing=; for package in $(1); do \
+		[[ $$there == *" $$package=installed "* ]] || missing+=" $$package"; \
+	done; \
+	if [[ $$missing ]]; then \
+		echo "installing$$missing"; \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq -y --no-install-recommends $$missing; \
+	fi
+endef
+
+demo-packages:
+	$(call install_packages,$(DEMO_PACKAGES))
+
+test-packages:
+	$(call install_packages,$(TEST_PACKAGES))
+
+# The first Python that can do it: a name on PATH may be a version manager's stub for nothing.
+find_python = for python in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+		"$$python" -c 'import ensurepip, sqlite3, ssl, sys; sys.exit(sys.version_info < (3, 11))' \
+			2>/dev/null && echo "$$python" && exit; \
+	done
+
+$(BIN)/python:
+	@if [[ -z "$$($(find_python))" ]] && command -v dpkg-query >/dev/null; then \
+		$(MAKE) --no-print-directory python-package; \
+	fi
+	@python=$$($(find_python)); \
+	if [[ -z $$python ]]; then \
+		echo 'no Python >= 3.11 with venv here; install one, or name it: make PYTHON=/path/to/python'; \
+		exit 1; \
+	fi >&2; \
+	echo "making $(VENV) with $$("$$python" -VV)"; \
+	"$$python" -m venv --clear $(VENV)
+
+.PHONY: python-package
+python-package:
+	$(call install_packages,python3 python3-venv)
+
+$(READY): requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+pyz: $(DIST)/p2v-receiver.pyz
+
+# zipapp's own --main would drop the exit status.
+$(DIST)/p2v-receiver.pyz: $(wildcard receiver/p2v_receiver/*.py)
+	@rm -rf $(DIST)/pyz && mkdir -p $(DIST)/pyz/p2v_receiver
+	@cp $^ $(DIST)/pyz/p2v_receiver/
+	@printf 'import sys\n\nfrom p2v_receiver.__main__ import main\n\nsys.exit(main())\n' \
+		> $(DIST)/pyz/__main__.py
+	$(or $(PYTHON),python3) -m zipapp --compress --python '/usr/bin/env python3' --output $@ $(DIST)/pyz
+	@rm -r $(DIST)/pyz
+
+man: $(DIST)/man/p2v-sync.1 $(DIST)/man/p2v-receiver.1
+
+$(DIST)/man/%: docs/%.md
+	@mkdir -p $(@D)
+	pandoc --standalone --from markdown --to man --output $@ $<
+
+# With the oldest Python, so that what only it needs is in the file too.
+lock: $(READY)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+		{ echo 'make lock wants a $(VENV) of Python 3.11'; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
+	CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/pip-compile --quiet --upgrade --extra dev --strip-extras \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
+		--output-file requirements.txt pyproject.toml
+
+clean:
+	rm -rf build $(DIST) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
