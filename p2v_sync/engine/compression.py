@@ -1,9 +1,10 @@
 """Whether compressing pays, decided from what was measured a moment ago."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from p2v_receiver.codec import RAW, Codec
+from p2v_receiver.codec import RAW, Codec, codec_by_name
+from p2v_sync.errors import VersionMismatch
 
 _PROBE = 64 * 1024
 _PROBE_EVERY = 32  # requests without a probe while not even _BEST_RATIO would pay
@@ -74,3 +75,16 @@ class Compressor:
 
 def _averaged(past: float, now: float) -> float:
     return _MEMORY * past + (1 - _MEMORY) * now if past else now
+
+
+def make_compressor(wanted: str, common: Sequence[str], *, is_local: bool) -> Compressor:
+    """``wanted`` is the option, ``common`` what both ends can do.  Raises VersionMismatch."""
+    if wanted == "none" or (wanted == "auto" and is_local):
+        return Compressor(None, adaptive=False)
+    if wanted == "auto":
+        return Compressor(codec_by_name(common[0]) if common else None, adaptive=True)
+    if wanted not in common:
+        raise VersionMismatch(
+            f"not both ends can do {wanted}", hint="use --compress auto, or install libzstd there"
+        )
+    return Compressor(codec_by_name(wanted), adaptive=False)

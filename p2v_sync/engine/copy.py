@@ -11,7 +11,7 @@ from p2v_receiver import codec, wire
 from p2v_receiver.wire import Json, Layout
 from p2v_sync.engine import plan
 from p2v_sync.engine.compression import Compressor
-from p2v_sync.engine.knowledge import Asked, Knowledge, NewImage, Recorded, with_knowledge
+from p2v_sync.engine.knowledge import Knowledge, with_knowledge
 from p2v_sync.engine.plan import SegmentRun
 from p2v_sync.engine.ports import Ledger, Source
 from p2v_sync.engine.run import Run
@@ -63,11 +63,14 @@ class Disk:
 class Copy:
     """Brings the target to the state of the source through one session."""
 
-    def __init__(self, disk: Disk, run: Run, session: Session, compress: str, local: bool) -> None:
+    def __init__(
+        self, disk: Disk, run: Run, session: Session, knowledge: Knowledge, compressor: Compressor
+    ) -> None:
         self._disk = disk
         self._run = run
         self._session = session
-        self._compressor = _compressor(session.codecs, compress, local)
+        self._knowledge = knowledge
+        self._compressor = compressor
         self._tally = run.tally
         # Sent, but not yet known to be durable: entries (None: all zero) and counters.
         self._awaiting: dict[int, tuple[bytes | None, Counters]] = {}
@@ -128,8 +131,8 @@ class Copy:
         ]
 
     def _feed(self, workers: Workers, only: dict[int, set[int]] | None) -> None:
-        knowledge = self._knowledge()
-        for run, known in with_knowledge(self._runs(knowledge.most_segments), knowledge):
+        runs = self._runs(self._knowledge.most_segments)
+        for run, known in with_knowledge(runs, self._knowledge):
             self._check()
             at = run.first
             for segment in range(run.first, run.first + run.total) if run.has_data else known:
@@ -148,13 +151,6 @@ class Copy:
     def _check(self) -> None:
         self._disk.check_stop()
         self._session.check()
-
-    def _knowledge(self) -> Knowledge:
-        if self._target.created:
-            return NewImage()
-        if self._disk.ledger.target_state() == self._target.state and not self._target.reasons:
-            return Recorded(self._disk.ledger)
-        return Asked(self._session)
 
     def _runs(self, most: int) -> Iterator[SegmentRun]:
         """What is not done first: the rest has only to be compared, perhaps digested again."""
@@ -278,12 +274,3 @@ class Copy:
         state = self._session.end(message)
         ledger.set_unreadable(self._run.unreadable)
         ledger.finish_pass(state, self._tally.counters, wire_digest=digest)
-
-
-def _compressor(common: Sequence[str], wanted: str, local: bool) -> Compressor:
-    """``wanted`` is the option; what the other end can't do is not used."""
-    if wanted == "none" or (wanted == "auto" and local):
-        return Compressor(None, adaptive=False)
-    names = [name for name in common if wanted in ("auto", name)]
-    chosen = codec.codec_by_name(names[0]) if names else None
-    return Compressor(chosen, adaptive=wanted == "auto")

@@ -82,3 +82,13 @@ def with_knowledge(
     while ahead:
         due = ahead.popleft()
         yield due, knowledge.entries(due)
+
+
+def knowledge_of(session: Session, ledger: Ledger) -> Knowledge:
+    """The cheapest way that is safe; asked before a pass begins, which changes the ledger."""
+    target = session.target
+    if target.created:
+        return NewImage()
+    if ledger.target_state() == target.state and not target.reasons:
+        return Recorded(ledger)
+    return Asked(session)

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
+from p2v_sync.engine.compression import make_compressor
 from p2v_sync.engine.copy import Copy, Disk, Judge
+from p2v_sync.engine.knowledge import knowledge_of
 from p2v_sync.engine.ports import Dialer, Ledger, Limiter, Source
 from p2v_sync.engine.run import Options, Run
 from p2v_sync.engine.session import OpenRequest, Session, Target
@@ -142,8 +143,8 @@ class Replication:
             else:
                 return
 
-    def _progress_mark(self) -> tuple[int, int]:
-        return len(self._run.done), self._verified
+    def _progress_mark(self) -> tuple[int, bool]:
+        return len(self._run.done), self._outcome is not None
 
     def _in_session(self, work: Callable[[Session], None]) -> None:
         session = Session(self._around.dialer, self._around.limiter)
@@ -171,10 +172,12 @@ class Replication:
     def _copy(self, session: Session) -> Outcome:
         target = session.target
         number, kind = pass_of(target, self._options.seed)
-        self._begin(session, number, kind)
-        copy = Copy(
-            self._disk, self._run, session, self._options.compress, self._around.dialer.is_local
+        knowledge = knowledge_of(session, self._around.ledger)
+        compressor = make_compressor(
+            self._options.compress, session.codecs, is_local=self._around.dialer.is_local
         )
+        self._begin(session, number, kind)
+        copy = Copy(self._disk, self._run, session, knowledge, compressor)
         session.on_commit = copy.on_commit
         copy.run(self._retry(target))
         outcome = Outcome(number, kind, self._run.tally.counters, tuple(self._run.unreadable))
@@ -233,10 +236,12 @@ class Replication:
     def _verify(self, session: Session, scope: str) -> None:
         layout = session.target.layout
         checks: Iterable[Check] = checks_of_all(layout)
+        size = layout.size
+        self._verified = 0
         if scope != "full":
             written = self._run.written if scope == "auto" else {}
-            checks = chain(checks_of_written(written), checks_of_sample(layout))
-        size = layout.size
+            checks = [*checks_of_written(written), *checks_of_sample(layout)]
+            size = sum(check.length(layout) for check in checks)
         verifier = Verifier(
             session, self._around.source, lambda n: self._show_verified(n, size), self._check_stop
         )

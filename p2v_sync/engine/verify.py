@@ -32,6 +32,11 @@ class Check(NamedTuple):
     total: int
     against_source: bool
 
+    def length(self, layout: Layout) -> int:
+        """In bytes."""
+        start, end = layout.extent(self.first, self.total)
+        return end - start
+
 
 def checks_of_written(written: Mapping[int, int]) -> Iterator[Check]:
     """What a run sent (segment → bit set of blocks), against the manifest."""
@@ -96,9 +101,9 @@ class Verifier:
             for first, total in self._one(check, stream):
                 start, end = self._layout.extent(first, total)
                 wrong.append(Extent(start, end - start))
-            start, end = self._layout.extent(check.first, check.total)
-            checked += end - start
-            self._progress(end - start)
+            length = check.length(self._layout)
+            checked += length
+            self._progress(length)
         return checked, wrong
 
     def _one(self, check: Check, stream: BulkStream) -> list[tuple[int, int]]:

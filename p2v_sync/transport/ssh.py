@@ -553,7 +553,7 @@ class _Command:
     def last_words(self) -> str:
         """What it wrote before it died, if it did."""
         channel = self.channel
-        if not (self._transport.is_active() and channel.status_event.is_set()):
+        if not (self._transport.is_active() and channel.status_event.wait(_STDERR_END_S)):
             return ""
         self._reader.join(_STDERR_END_S)
         return self._errors.text if channel.exit_status else ""

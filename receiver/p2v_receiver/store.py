@@ -80,9 +80,13 @@ class Place:
         self.map = base + ".map"
 
     def make_directory(self, root: str) -> None:
-        """The job's directory; a link in its place is refused (P10)."""
+        """The job's directory; a link in its place is refused (P10).
+
+        Of ``root`` only the last part is made: a mistyped path must not fill some other disk.
+        """
         try:
-            os.makedirs(root, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(root)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.directory, 0o700)
                 sync_directory(root)
@@ -92,6 +96,14 @@ class Place:
                     "{} is not a directory".format(self.directory),
                     "move it away on the host, or use another --job",
                 )
+        except FileNotFoundError as error:
+            raise TargetError(
+                ErrorCode.REFUSED,
+                "there is no directory {} to make {} in".format(
+                    os.path.dirname(os.path.abspath(root)), os.path.basename(root)
+                ),
+                "check the path, and whether its disk is mounted",
+            ) from error
         except OSError as error:
             raise from_oserror(error, "making", self.directory) from error
 

@@ -20,7 +20,7 @@ from . import wire
 from .wire import Buffer, Frame, FrameType
 
 _SMALL = 16 * 1024  # bodies up to here are joined with their header into one system call
-_RECEIVE_MOST = 128 * 1024  # a slow link must show signs of life more often than once a body
+_RECEIVE_MOST = 512 * 1024  # a slow link must show signs of life more often than once a body
 _DEAD_LINK_MS = 25000
 
 

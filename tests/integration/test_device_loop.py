@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from p2v_sync.device.table import parse_table
 from p2v_sync.errors import DeviceBusy, DeviceChanged, DeviceError, SourceReadError
 from p2v_sync.extent import Extent
 from p2v_sync.units import KIB, MIB
+from tests.integration.loop import Attach, tool
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root for loop devices"),
@@ -28,35 +29,6 @@ pytestmark = [
 ]
 
 SIZE = 16 * MIB
-Attach = Callable[..., Path]
-
-
-def tool(*argv: str | Path, stdin: str = "") -> str:
-    """Run a program to its end; a missing one is named in the skip."""
-    if shutil.which(argv[0]) is None:
-        pytest.skip(f"needs the program {argv[0]}")
-    return subprocess.run(
-        list(map(str, argv)), input=stdin, check=True, capture_output=True, text=True, timeout=30
-    ).stdout
-
-
-@pytest.fixture
-def cleanup() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def attach(cleanup: ExitStack) -> Attach:
-    def attach_file(file: Path, *options: str) -> Path:
-        loop = Path(tool("losetup", "--find", "--show", *options, file).strip())
-        cleanup.callback(tool, "losetup", "--detach", loop)
-        if "--read-only" not in options:
-            # The flag outlives what a loop device showed before, after a kill -9 for instance.
-            tool("blockdev", "--setrw", loop)
-        return loop
-
-    return attach_file
 
 
 @pytest.fixture

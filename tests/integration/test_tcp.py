@@ -133,7 +133,7 @@ class TestPlaintext(ProcessSuite):
 
     @pytest.fixture
     def dialer(self, receiver: Receiver) -> ports.Dialer:
-        self.receiver = receiver
+        self.server = receiver
         return receiver.dialer()
 
     def dialer_source(self, directory: Path) -> str:
@@ -141,12 +141,12 @@ class TestPlaintext(ProcessSuite):
         return (
             "from p2v_sync.transport.tcp import TcpDialer\n"
             "from p2v_sync.transport.address import TcpTarget\n"
-            f"dialer = TcpDialer(TcpTarget('127.0.0.1', {self.receiver.port}), {TOKEN!r}, 4)"
+            f"dialer = TcpDialer(TcpTarget('127.0.0.1', {self.server.port}), {TOKEN!r}, 4)"
         )
 
     def revive(self) -> None:
-        self.receiver.stop()
-        self.receiver.start()
+        self.server.stop()
+        self.server.start()
 
 
 class TestTls(TestPlaintext):

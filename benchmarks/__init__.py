@@ -1,0 +1,1 @@
+"""Measurements: us and the peers on the same work, in one run."""
