@@ -6,7 +6,6 @@ happens to one does not touch the others.
 
 import contextlib
 import os
-import socket
 import stat
 import threading
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from p2v_sync.errors import (
     SourceIsTarget,
     SourceMissing,
     SourceReadError,
+    StateError,
     TargetTaken,
 )
 from p2v_sync.events import DiskFailed, Notice, Observer
@@ -102,7 +102,7 @@ def default_job(sources: Sequence[NamedSource]) -> str:
     """The host's name; for image files the stem of the first."""
     first = sources[0]
     if first.path.is_block_device():
-        return plain_name(socket.gethostname())
+        return plain_name(os.uname().nodename)
     return first.name
 
 
@@ -200,8 +200,11 @@ class DiskRun:
         ledger: DiskLedger | None = None
         try:
             with contextlib.ExitStack() as stack:
+                locked = self._lock_source(stack)
                 source = self._open(stack)
                 ledger = self._job.ledger.disk(self.name, path=str(self._path), size=source.size)
+                if locked:
+                    ledger.note_set_read_only(True)
                 judge = SourceJudge(source)
                 judge.check_ledger(ledger)
                 dialer = stack.enter_context(contextlib.closing(self._job.dialer()))
@@ -214,16 +217,33 @@ class DiskRun:
         except BaseException as error:  # noqa: BLE001 - raised again by the job's thread
             self.error = error
 
+    def _lock_source(self, stack: contextlib.ExitStack) -> bool:
+        """P1: read-only before anything else.  True when we set the flag, and clear it at the end.
+
+        It is noted in the ledger only after it was set: a run killed in between leaves the disk
+        read-only, but a flag that somebody else set is never taken for ours.
+        """
+        if self._job.config.seed:
+            return False
+        earlier = None
+        with contextlib.suppress(StateError):
+            earlier = self._job.ledger.find_disk(self.name)
+        stack.callback(self._unnote_flag)
+        left_by_us = earlier is not None and earlier.was_set_read_only()
+        return bool(stack.enter_context(read_only(self._path, left_by_us=left_by_us)))
+
+    def _unnote_flag(self) -> None:
+        with contextlib.suppress(StateError):
+            ledger = self._job.ledger.find_disk(self.name)
+            if ledger.was_set_read_only():
+                ledger.note_set_read_only(False)
+
     def _open(self, stack: contextlib.ExitStack) -> DiskSource:
-        seed = self._job.config.seed
-        if not seed:
-            # P1: before anything else is done with the disk.
-            stack.enter_context(read_only(self._path))
         source = stack.enter_context(
             DiskSource(self._path, on_read_error=cast(OnReadError, self._job.config.on_read_error))
         )
         users = users_of(self._path)
-        if users and not seed:
+        if users and not self._job.config.seed:
             raise DeviceBusy(
                 f"{self._path} is in use: {', '.join(users)}",
                 hint="stop that, or add --seed for a first pass from the running system",

@@ -47,12 +47,12 @@ def _lock(path: Path) -> bool:
     return True
 
 
-def _lock_all(path: Path, changed: list[Path]) -> None:
-    if _lock(path):
+def _lock_all(path: Path, changed: list[Path], *, left_by_us: bool) -> None:
+    if _lock(path) or left_by_us:
         changed.append(path)
     for part in _parts_of(path):
         try:
-            if _lock(part):
+            if _lock(part) or left_by_us:
                 changed.append(part)
         except SourceMissing:
             # Small live systems and containers have no nodes for partitions; nothing that
@@ -73,10 +73,11 @@ def _unlock(path: Path) -> None:
 
 
 @contextmanager
-def read_only(path: Path) -> Iterator[list[Path]]:
+def read_only(path: Path, *, left_by_us: bool = False) -> Iterator[list[Path]]:
     """Keep a disk and its partitions read-only inside the ``with``; yields what had to be changed.
 
-    What was writable before is writable again after.  Regular files have no such flag: nothing
+    What was writable before is writable again after; so is, with ``left_by_us``, what a killed run
+    of ours left read-only.  Regular files have no such flag: nothing
     happens.  Raises DeviceBusy for a disk in use, because some kernels answer the writes of a
     mounted file system with EIO then (a seed is read without this); DeviceError without the right
     to do it.  Does nothing either for what is no disk or not there: opening it says so.
@@ -91,7 +92,7 @@ def read_only(path: Path) -> Iterator[list[Path]]:
             if users := users_of(path):
                 text = f"{path} is in use by {', '.join(users)}"
                 raise DeviceBusy(text, hint="unmount it, or copy it as it runs with --seed")
-            _lock_all(path, changed)
+            _lock_all(path, changed, left_by_us=left_by_us)
         yield changed
     finally:
         for each in reversed(changed):

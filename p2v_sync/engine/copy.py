@@ -274,3 +274,5 @@ class Copy:
         state = self._session.end(message)
         ledger.set_unreadable(self._run.unreadable)
         ledger.finish_pass(state, self._tally.counters, wire_digest=digest)
+        if changed:
+            ledger.doubt(f"the source changed while it was read ({changed})")

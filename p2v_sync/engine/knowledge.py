@@ -41,7 +41,7 @@ class NewImage:
 class Recorded:
     """The ledger describes just the state in which the target is (P5)."""
 
-    most_segments = 1 << 16
+    most_segments = 1024
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

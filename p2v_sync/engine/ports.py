@@ -112,6 +112,10 @@ class Ledger(Protocol):
         """The end record was agreed on; the stored entries now describe ``state`` in full."""
         ...
 
+    def doubt(self, reason: str) -> None:
+        """The newest pass left no true copy of one moment of the source."""
+        ...
+
     def unreadable(self) -> Sequence[Extent]:
         """What could not be read, up to now."""
         ...

@@ -249,6 +249,7 @@ class Replication:
         mismatches = tuple((extent.start, extent.length) for extent in wrong)
         self._around.observe(Verified(self._disk.name, scope, checked, mismatches))
         if wrong:
+            self._around.ledger.doubt("verification found differences")
             session.close()
             raise mismatch_error(wrong)
 

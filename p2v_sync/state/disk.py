@@ -191,6 +191,11 @@ class DiskLedger:
             self._update(tables, last_error=None)
         self._open = None
 
+    def doubt(self, reason: str) -> None:
+        """The newest pass left no true copy of one moment: no cutover before another one (P11)."""
+        with self._database.writing() as tables:
+            tables.execute(_DOUBT, {"disk": self._disk, "reason": reason})
+
     def failed(self, reason: str) -> None:
         """This run of the disk ended with an error; the pass stays resumable."""
         with self._database.writing() as tables:
@@ -311,6 +316,10 @@ _COUNT = f"""
 UPDATE passes SET seconds = seconds + :elapsed,
     {", ".join(f"{name} = :{name}" for name in _COUNTERS)}
 WHERE id = :id
+"""
+
+_DOUBT = """
+UPDATE passes SET doubt = :reason WHERE id = (SELECT max(id) FROM passes WHERE disk = :disk)
 """
 
 _TRIM_CHECKPOINTS = """

@@ -222,6 +222,7 @@ def _passes(
             row["finished"],
             row["seconds"],
             counters_of(row),
+            row["doubt"],
         )
         for row in list(rows)
     )

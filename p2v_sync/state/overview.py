@@ -35,6 +35,7 @@ class PassOverview:
     finished: str | None
     seconds: float
     counters: Counters
+    doubt: str | None = None  # why a complete pass is no copy of the source at one moment
 
     @property
     def is_complete(self) -> bool:
@@ -122,6 +123,8 @@ def cutover_refusal(newest: PassOverview | None) -> str | None:
             f"pass {newest.number} is a seed, read from a running system; "
             "a pass from a quiesced one must follow"
         )
+    if newest.doubt:
+        return f"pass {newest.number}: {newest.doubt}; another pass must follow"
     return None
 
 

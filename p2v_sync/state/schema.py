@@ -74,6 +74,7 @@ CREATE TABLE passes (
     seconds REAL NOT NULL DEFAULT 0,  -- all runs together, up to the last checkpoint
     {_COUNTERS},
     wire_digest TEXT,
+    doubt TEXT,  -- why a complete pass is no copy of the source at one moment
     last_error TEXT
 )""",
     "CREATE INDEX passes_of_disk ON passes (disk)",

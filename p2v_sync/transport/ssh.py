@@ -49,6 +49,7 @@ _DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 _GLOBAL_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 _STDERR_END_S = 1.0
 _PROXY_END_S = 2.0
+_SETTLE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -527,7 +528,8 @@ class _Command:
 
     def _give_up(self) -> None:
         self._late.set()
-        self.channel.close()
+        with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+            self.channel.close()
 
     def _wait_for(self, mark: bytes) -> None:
         """Skip what comes before ``mark``; what comes after it is kept."""
@@ -542,7 +544,7 @@ class _Command:
             log.debug("%s: skipped %d bytes of the login shell", self._name, len(noise))
 
     def _failed(self, output: str) -> P2vError:
-        if not self._transport.is_active():
+        if not self._has_link():
             return ConnectFailed(f"{self._name}: the link broke while the receiver was started")
         ended = not self._late.is_set() and self.channel.status_event.wait(_STDERR_END_S)
         if ended:
@@ -550,10 +552,15 @@ class _Command:
         status = self.channel.exit_status if ended else None
         return bootstrap.explain(self._name, Silence(status, output, self._errors.text))
 
+    def _has_link(self) -> bool:
+        # paramiko wakes the readers of a dead link a moment before it calls it dead.
+        self._transport.join(_SETTLE_S)
+        return self._transport.is_active()
+
     def last_words(self) -> str:
         """What it wrote before it died, if it did."""
         channel = self.channel
-        if not (self._transport.is_active() and channel.status_event.wait(_STDERR_END_S)):
+        if not (self._has_link() and channel.status_event.wait(_STDERR_END_S)):
             return ""
         self._reader.join(_STDERR_END_S)
         return self._errors.text if channel.exit_status else ""

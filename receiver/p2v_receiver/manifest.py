@@ -324,6 +324,7 @@ class Manifest:
     def forget_blocks(self, runs: Sequence[Tuple[int, int]], layout: Layout) -> None:
         """Nothing is known of ``(first block, count)`` runs any more: they are sent again."""
         with self._change():
+            self._db.execute("UPDATE image SET quiesced = 0")
             for first, total in runs:
                 for block in range(first, first + total):
                     number, index = divmod(block, SEGMENT_BLOCKS)

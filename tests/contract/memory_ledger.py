@@ -15,6 +15,7 @@ class MemoryLedger:
     """Satisfies ``engine.ports.Ledger``; ``events`` is what was told to it, in order."""
 
     def __init__(self) -> None:
+        self.doubts: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.wire_digest: str | None = None
         self._lock = threading.Lock()
@@ -92,6 +93,10 @@ class MemoryLedger:
             self._adopt(state)
             self._described, self._pass, self._is_open = state, None, False
             self.wire_digest = wire_digest
+
+    def doubt(self, reason: str) -> None:
+        with self._lock:
+            self.doubts.append(reason)
 
     def unreadable(self) -> Sequence[Extent]:
         with self._lock:
