@@ -102,7 +102,7 @@ man: $(DIST)/man/p2v-sync.1 $(DIST)/man/p2v-receiver.1
 
 $(DIST)/man/%: docs/%.md
 	@mkdir -p $(@D)
-	pandoc --standalone --from markdown --to man --output $@ $<
+	pandoc --standalone --from markdown-smart --to man --output $@ $<
 
 # With the oldest Python, so that what only it needs is in the file too.
 lock: $(READY)

@@ -221,3 +221,9 @@ class Interrupted(P2vError):
     """The operator stopped the run; everything recorded stays and the same command goes on."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """The system did (SIGTERM, SIGHUP)."""
+
+    exit_code = 143

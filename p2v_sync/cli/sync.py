@@ -25,17 +25,63 @@ from p2v_sync.state.paths import default_state_dir
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=PATH, metavar="SOURCE...")
 @click.argument("target")
-@click.option("--job", metavar="NAME", help="Default: the host's name; of an image, its stem.")
-@click.option("--block-size", type=SIZE, metavar="SIZE", help="Default: as before, else 256K.")
-@click.option("--streams", type=click.IntRange(1, 16), default=2, help="Connections for each disk.")
-@click.option("--rate", type=SIZE, metavar="SIZE", help="Bytes a second at most, as in 50M.")
-@click.option("--compress", type=click.Choice(["auto", "zstd", "zlib", "none"]), default="auto")
-@click.option("--digest", type=click.Choice(["auto", "xxh3", "blake2b"]), default="auto")
-@click.option("--verify", type=click.Choice(["auto", "sample", "full", "none"]), default="auto")
-@click.option("--on-read-error", type=click.Choice(["skip", "fail"]), default="skip")
-@click.option("--seed", is_flag=True, help="The source is in use: a first pass, no cutover.")
 @click.option(
-    "--retry-for", type=DURATION, default="24h", metavar="TIME", help="Reconnect for so long."
+    "--job", metavar="NAME", help="Name of the job. [default: the host's; of an image, its stem]"
+)
+@click.option(
+    "--block-size",
+    type=SIZE,
+    metavar="SIZE",
+    help="Unit of comparison, 4K to 4M. [default: as before, else 256K]",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
+    help="Connections for each disk; over ssh it is one.",
+)
+@click.option(
+    "--rate", type=SIZE, metavar="SIZE", help="Bytes a second at most, all disks together: 50M."
+)
+@click.option(
+    "--compress",
+    type=click.Choice(["auto", "zstd", "zlib", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: where it makes this link faster.",
+)
+@click.option(
+    "--digest",
+    type=click.Choice(["auto", "xxh3", "blake2b"]),
+    default="auto",
+    show_default=True,
+    help="auto: as before, else the fastest that both ends have.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["auto", "sample", "full", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: read back what was written, and a sample; full: everything, with BLAKE2b.",
+)
+@click.option(
+    "--on-read-error",
+    type=click.Choice(["skip", "fail"]),
+    default="skip",
+    show_default=True,
+    help="skip: zeros for bad sectors, all are listed, exit status 13.",
+)
+@click.option(
+    "--seed", is_flag=True, help="The source is in use: a first pass, never good for cutover."
+)
+@click.option(
+    "--retry-for",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="Reconnect for so long without progress.",
 )
 @connection_options
 @state_option

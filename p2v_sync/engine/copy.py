@@ -25,6 +25,7 @@ from p2v_sync.records import Checkpoint
 _CHECKPOINT_S = 5.0
 _CHECKPOINT_BYTES = 1 << 30
 _TICK_S = 0.25
+_MOST_AWAITING = 1 << 17  # segments: holes go by faster than checkpoints, memory must stay flat
 _STATE_ROW = struct.Struct("!Q")
 
 
@@ -188,6 +189,8 @@ class Copy:
         self._tell_complete(first, total, plan.zero_digests(self._layout, first, total))
         length = plan.length_of(self._layout, first, total)
         self._tally.add(Counters(scanned=length, zero=length))
+        if len(self._awaiting) >= _MOST_AWAITING:
+            self._session.wait_checkpoint(self._session.checkpoint())
 
     def _tell_complete(self, first: int, total: int, digests: list[bytes]) -> None:
         message = wire.Segments(first, total, codec.entries_digest(b"".join(digests)))

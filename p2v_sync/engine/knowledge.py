@@ -28,7 +28,7 @@ class Knowledge(Protocol):
 class NewImage:
     """The receiver has just created the image: all zeros (P6)."""
 
-    most_segments = 1 << 60
+    most_segments = 1 << 16
 
     def prefetch(self, run: SegmentRun) -> None:
         del run

@@ -118,6 +118,11 @@ def _parse_scp(text: str) -> SshTarget:
     if match is None:
         raise ConfigError(f"{text!r} is not understood", hint=_FORMS)
     directory = match["rest"]
+    if ":" in directory.partition("/")[0]:
+        raise ConfigError(
+            f"{text!r} is not understood: there are several colons",
+            hint="write an IPv6 address in brackets: user@[2001:db8::1]:/dir",
+        )
     if re.fullmatch(r"\d+(/.*)?", directory):
         raise ConfigError(
             f"{text!r}: is {directory.partition('/')[0]} a port or a directory?",

@@ -59,7 +59,7 @@ _SCRIPT = (
 
 # Stage 1: the receiver's modules become importable, then its main function runs.  Python 3.6.
 _LOADER = """
-import importlib.abc, importlib.machinery, os, sys
+import importlib.abc, importlib.machinery, os, sys, traceback
 
 class Bundle(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def _file(self, name):
@@ -82,6 +82,7 @@ class Bundle(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return compile(self.get_source(name), self._file(name), "exec", dont_inherit=True)
 
 sys.meta_path.insert(0, Bundle())
+sys.excepthook = traceback.print_exception  # which asks get_source; the built-in one wants a file
 import p2v_receiver.__main__
 directory = os.path.expanduser(os.fsdecode(DIRECTORY))
 sys.stdout.write(READY)

@@ -1,0 +1,200 @@
+"""The pages say what the code does: options, events, exit codes, files, the protocol's table."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+
+from p2v_receiver import wire
+from p2v_receiver.__main__ import _parser
+from p2v_receiver.auth import DEFAULT_PORT
+from p2v_sync import cli as cli_module
+from p2v_sync.cli import cli, status
+from p2v_sync.cli.render import event_name
+from p2v_sync.device.sysfs import Disk
+from p2v_sync.errors import P2vError
+from p2v_sync.events import Counters, Event
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+SENDER_PAGE, RECEIVER_PAGE = DOCS / "p2v-sync.1.md", DOCS / "p2v-receiver.1.md"
+
+
+def section(page: Path, title: str) -> str:
+    """What stands under a heading, up to the next one of its level or a higher one."""
+    level = title.count("#")
+    parts = re.split(rf"^(#{{1,{level}}} .*)\n", page.read_text(), flags=re.MULTILINE)
+    return parts[parts.index(title) + 1]
+
+
+def emphasized(text: str) -> set[str]:
+    return set(re.findall(r"(?<!\*)\*([a-z_]+)\*(?!\*)", text))
+
+
+def definitions(text: str) -> dict[str, str]:
+    """``**term**`` → what the lines after it say."""
+    parts = re.split(r"^\*\*(\w+)\*\*\n:   ", text, flags=re.MULTILINE)
+    # The last one ends where the paragraphs go on at the margin.
+    return {
+        term: re.split(r"\n\n(?=\S)", said)[0]
+        for term, said in zip(*[iter(parts[1:])] * 2, strict=True)
+    }
+
+
+# Options.
+
+
+def options_on(page: Path, command: str) -> set[str]:
+    return set(
+        re.findall(r"\*\*\\?(--[a-z-]+)\*\*[^\n]*(?=\n:   |, )", section(page, f"## {command}"))
+    )
+
+
+def options_of(command: click.Command) -> set[str]:
+    named = {name for one in command.params for name in one.opts if isinstance(one, click.Option)}
+    return {name for name in named if name.startswith("--")}
+
+
+def every_command() -> list[str]:
+    return [*cli.commands]
+
+
+@pytest.mark.parametrize("name", every_command())
+def test_the_options_of_each_command(name: str) -> None:
+    assert options_on(SENDER_PAGE, name) == options_of(cli.commands[name])
+
+
+def test_the_options_before_the_command() -> None:
+    assert options_on(SENDER_PAGE, "p2v-sync") == options_of(cli) | {"--help"}
+
+
+def test_the_choices_of_each_option() -> None:
+    text = section(SENDER_PAGE, "## sync")
+    for option in cli.commands["sync"].params:
+        if isinstance(option.type, click.Choice):
+            choices = "|".join(f"**{choice}**" for choice in option.type.choices)
+            assert f"**\\{option.opts[0]}** {choices}\n" in text
+
+
+def test_the_options_of_the_receiver() -> None:
+    parser = _parser()
+    (listen,) = (
+        action.choices["listen"]
+        for action in parser._actions
+        if isinstance(action, _SubParsersAction)
+    )
+    assert options_on(RECEIVER_PAGE, "listen") == long_options(listen)
+    assert options_on(RECEIVER_PAGE, "p2v-receiver") == long_options(parser)
+    for page in (SENDER_PAGE, RECEIVER_PAGE):
+        assert f"default is {DEFAULT_PORT}" in page.read_text() or (
+            f"default port is {DEFAULT_PORT}" in page.read_text()
+        )
+
+
+def long_options(parser: ArgumentParser) -> set[str]:
+    names = (name for action in parser._actions for name in action.option_strings)
+    return {name for name in names if name.startswith("--")}
+
+
+# What programs read.
+
+
+def test_the_fields_of_each_event() -> None:
+    text = section(SENDER_PAGE, "## Events of sync and verify")
+    said = definitions(text)
+    events = {event_name_of(kind): {one.name for one in fields(kind)} for kind in leaves(Event)}
+    assert {*said} == {*events}
+    for name, text_of_it in said.items():
+        assert emphasized(text_of_it) == events[name] - {"disk"}, name
+    counters = text[text.index("\n*counters* is an object") :]
+    assert emphasized(counters) == {one.name for one in fields(Counters)} | {"counters"}
+
+
+def leaves(base: type[Event]) -> list[type[Event]]:
+    return base.__subclasses__()
+
+
+def event_name_of(kind: type[Event]) -> str:
+    return event_name(object.__new__(kind))
+
+
+def test_the_fields_of_status() -> None:
+    tree = ast.parse(Path(sys.modules[status.callback.__module__].__file__ or "").read_text())
+    (function,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name == "_as_json"
+    )
+    (keys,) = (node.keys for node in ast.walk(function) if isinstance(node, ast.Dict))
+    said = emphasized(section(SENDER_PAGE, "## Objects of status"))
+    assert said == {key.value for key in keys if isinstance(key, ast.Constant)}
+
+
+def test_the_fields_of_disks() -> None:
+    said = emphasized(section(SENDER_PAGE, "## Objects of disks"))
+    assert said == {one.name for one in fields(Disk)}
+
+
+def test_the_exit_codes() -> None:
+    said = definitions(section(SENDER_PAGE, "# EXIT STATUS"))
+    named = {int(code): text.split("*")[1] for code, text in said.items() if text[0] == "*"}
+    assert {*said} - {str(code) for code in named} == {"0", "1", "2"}
+    assert named == {error.exit_code: error.__name__ for error in every_error()}
+
+
+def every_error() -> Iterator[type[P2vError]]:
+    """All but the base, which is never raised itself."""
+    classes = P2vError.__subclasses__()
+    while classes:
+        yield classes[-1]
+        classes = classes[:-1] + classes.pop().__subclasses__()
+
+
+# The protocol.
+
+
+def format_transitions() -> str:
+    """``wire.TRANSITIONS`` as the table in PROTOCOL.md."""
+    lines = ["| in state | the | may send | and is then in |", "|---|---|---|---|"]
+    for state, rules in wire.TRANSITIONS.items():
+        ways: dict[tuple[str, str], list[str]] = {}
+        for (role, kind), after in rules.items():
+            ways.setdefault((role, after.name), []).append(kind.name)
+        for (role, after_name), kinds in ways.items():
+            lines.append(f"| {state.name} | {role} | {', '.join(kinds)} | {after_name} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_the_protocol() -> None:
+    path = ROOT / "receiver" / "PROTOCOL.md"
+    if path.exists():
+        _, begun, rest = path.read_text().partition("<!-- transitions -->")
+        table, ended, _ = rest.partition("<!-- /transitions -->")
+        assert begun and ended, "the table stands between these two marks"
+        assert table.strip() == format_transitions()
+
+
+# The pages themselves.
+
+
+@pytest.mark.real_parts
+@pytest.mark.parametrize("page", [SENDER_PAGE, RECEIVER_PAGE], ids=lambda page: page.name)
+def test_the_man_page_is_built_and_clean(page: Path, tmp_path: Path) -> None:
+    for program in ("make", "pandoc", "groff"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs the program {program}")
+    argv = ["make", "-s", "-C", str(ROOT), "man", f"DIST={tmp_path}"]
+    subprocess.run(argv, check=True, timeout=60)
+    roff = tmp_path / "man" / page.stem
+    argv = ["groff", "-man", "-t", "-Tutf8", "-ww", str(roff)]
+    shown = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    assert shown.stderr == ""
+    assert "EXIT STATUS" in shown.stdout
