@@ -12,10 +12,10 @@ DEMO_PACKAGES := e2fsprogs fdisk
 TEST_PACKAGES := $(DEMO_PACKAGES) \
 	mount \
 	git \
-	openssh-server openssh-client sudo fish tcsh \
-	nbdkit libnbd-bin fuse3 qemu-utils \
+	openssh-server openssh-client fish mksh tcsh zsh \
+	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \
-	pandoc groff
+	pandoc groff-base
 
 .PHONY: help demo test lint pyz man lock clean demo-packages test-packages
 

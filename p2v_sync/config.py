@@ -66,6 +66,15 @@ def check_block_size(size: int) -> int:
     return size
 
 
+def check_rate(rate: int) -> int:
+    """The rate itself.  Raises ConfigError when it lets nothing through."""
+    if rate <= 0:
+        raise ConfigError(
+            f"--rate {rate} lets nothing through", hint="leave --rate out for no limit"
+        )
+    return rate
+
+
 def common_name(names: Sequence[str]) -> str | None:
     """A name that stands more than once in ``names``, or None."""
     return next((name for name in names if names.count(name) > 1), None)

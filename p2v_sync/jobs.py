@@ -6,8 +6,10 @@ happens to one does not touch the others.
 
 import contextlib
 import os
+import queue
 import stat
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,8 @@ from p2v_sync.state.lock import job_lock
 from p2v_sync.transport.address import LocalTarget, Target, parse_target
 from p2v_sync.transport.dialer import Ask, CloseableDialer, make_dialer
 from p2v_sync.transport.throttle import Throttle
+
+_STOP_WITHIN_S = 15.0  # what still hangs then, in a connect or a flush, is left behind
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,8 @@ class DiskRun:
                 if self._interrupted:
                     self._replication.interrupt()
                 work(self._replication, judge)
+        except Interrupted as error:
+            self.error = error  # no failure of this disk's; the job says it once for all
         except P2vError as error:
             self._fail(error, ledger)
         except BaseException as error:  # noqa: BLE001 - raised again by the job's thread
@@ -310,7 +316,7 @@ def sync(config: SyncConfig, observe: Observer, ask: Ask | None) -> None:
     Raises the first disk's failure after all have ended, Interrupted after Ctrl-C.
     """
     sources = name_sources(config.sources)
-    name = check_job_name(config.job or default_job(sources))
+    name = check_job_name(default_job(sources) if config.job is None else config.job)
     _run_job(name, config, sources, observe, ask, _replicate)
 
 
@@ -415,21 +421,28 @@ def _run_disks(
     throttle: Throttle,
     work: Work,
 ) -> None:
-    threads = [
-        threading.Thread(target=disk.run, args=(work,), name=disk.name, daemon=True)
-        for disk in disks
-    ]
-    for thread in threads:
-        thread.start()
+    # Waited for through a queue: a Thread.join that Ctrl-C ends takes the thread for ended
+    # (Python 3.11, bpo-45274), and the disks would stay read-only.
+    ended: queue.SimpleQueue[DiskRun] = queue.SimpleQueue()
+
+    def run(disk: DiskRun) -> None:
+        disk.run(work)
+        ended.put(disk)
+
+    running = list(disks)
+    for disk in disks:
+        threading.Thread(target=run, args=(disk,), name=disk.name, daemon=True).start()
     try:
-        for thread in threads:
-            thread.join()
+        while running:
+            running.remove(ended.get())
     except KeyboardInterrupt as error:
         throttle.close()
         for disk in disks:
             disk.interrupt()
-        for thread in threads:
-            thread.join()
+        given_up_at = time.monotonic() + _STOP_WITHIN_S
+        with contextlib.suppress(queue.Empty):
+            while running:
+                running.remove(ended.get(timeout=max(given_up_at - time.monotonic(), 0.0)))
         raise Interrupted("interrupted: nothing is lost") from error
 
 

@@ -1,7 +1,12 @@
 """The command line: one file a command, and here what they share: errors become exit codes."""
 
+import contextlib
 import logging
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 import click
 
@@ -12,7 +17,7 @@ from p2v_sync.cli.render import show_error
 from p2v_sync.cli.status import status
 from p2v_sync.cli.sync import sync
 from p2v_sync.cli.verify import verify
-from p2v_sync.errors import Interrupted, P2vError
+from p2v_sync.errors import Interrupted, P2vError, Terminated
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,22 +40,53 @@ for command in (sync, status, verify, disks, demo):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status; see EXIT STATUS in the man page."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with _signals() as received:
+        try:
+            return _run(arguments)
+        except (KeyboardInterrupt, click.exceptions.Abort, Interrupted) as error:
+            kind = Interrupted if signal.SIGINT in received or not received else Terminated
+            message = error.message if isinstance(error, Interrupted) else "interrupted"
+            command = shlex.join(["p2v-sync", *arguments])
+            return _explain(kind(message, hint=f"go on with: {command}"))
+
+
+def _run(arguments: list[str]) -> int:
     try:
         cli.main(args=arguments, prog_name="p2v-sync", standalone_mode=False)
-    except click.exceptions.Abort:
-        return _explain(Interrupted("interrupted"))
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except Interrupted:
+        raise
     except P2vError as error:
         return _explain(error)
-    except KeyboardInterrupt:
-        return _explain(Interrupted("interrupted"))
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        sys.stderr.close()
-        return 0
     return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """All that ask us to end do it as Ctrl-C does; yields those that came.
+
+    SIGINT also where it is inherited as ignored, as in the background of a script: there it can
+    only be meant for us.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        raise KeyboardInterrupt
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup(1)
+        numbers.append(signal.SIGHUP)
+    before = [(number, signal.signal(number, stop)) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _explain(error: P2vError) -> int:

@@ -8,6 +8,16 @@ import click
 from p2v_sync.cli.options import PATH
 from p2v_sync.cli.render import PlainRenderer
 from p2v_sync.demo import run_demo
+from p2v_sync.errors import ConfigError
+
+
+def _make_new(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"--keep {directory} is there already", hint="name a new one") from error
+    except OSError as error:
+        raise ConfigError(f"--keep {directory} can't be made: {error.strerror}") from error
 
 
 @click.command()
@@ -15,7 +25,7 @@ from p2v_sync.demo import run_demo
 def demo(keep: Path | None) -> None:
     """Replicate a made-up disk, with a cut link, a second pass and a verification."""
     if keep is not None:
-        keep.mkdir(parents=True)
+        _make_new(keep)
         run_demo(keep.absolute(), PlainRenderer(), click.echo)
         return
     with tempfile.TemporaryDirectory(prefix="p2v-demo-") as directory:

@@ -1,11 +1,13 @@
 """How a run looks: bars on a terminal, plain lines elsewhere, JSON for programs."""
 
+import contextlib
 import json
+import os
 import sys
 import threading
 import time
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
@@ -25,7 +27,7 @@ from p2v_sync.events import (
 from p2v_sync.units import format_duration, format_size
 
 _PLAIN_EVERY_S = 10.0
-_BAR = "{desc} {percentage:3.0f}%|{bar}| {postfix}"
+_WIDE = 100  # columns from which on there is room for a bar beside the figures
 
 
 class Renderer(Protocol):
@@ -45,9 +47,19 @@ def make_renderer(*, as_json: bool) -> Renderer:
 
 def show_error(error: P2vError) -> None:
     """What went wrong, and what to do, on standard error."""
-    print(f"p2v-sync: {error.message}", file=sys.stderr)
+    _say(f"p2v-sync: {error.message}", sys.stderr)
     if error.hint:
-        print(f"  {error.hint}", file=sys.stderr)
+        _say(f"  {error.hint}", sys.stderr)
+
+
+def _say(line: str, stream: TextIO) -> None:
+    """Never raises: a copy goes on when the log's disk is full or its reader went away."""
+    try:
+        print(line, file=stream, flush=True)
+    except OSError:
+        # What is still in the buffer would fail again when Python ends.
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class JsonRenderer:
@@ -59,9 +71,9 @@ class JsonRenderer:
     def __call__(self, event: Event) -> None:
         fields = {"event": event_name(event), "time": round(time.time(), 3), **asdict(event)}
         with self._lock:
-            print(json.dumps(fields), flush=True)
+            _say(json.dumps(fields), sys.stdout)
             if isinstance(event, DiskFailed):
-                print(f"{event.disk}: {describe(event)}", file=sys.stderr, flush=True)
+                _say(f"{event.disk}: {describe(event)}", sys.stderr)
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -121,13 +133,18 @@ class _Pace:
         self._began = time.monotonic()
         self._scanned_before: int | None = None
 
-    def describe(self, event: Progress) -> str:
+    def measure(self, event: Progress) -> tuple[float, float | None]:
+        """``(bytes a second, seconds left)``; None before there is a rate."""
         scanned = event.counters.scanned
         if self._scanned_before is None:
             self._scanned_before = scanned
         seconds = max(time.monotonic() - self._began, 0.1)
         rate = (scanned - self._scanned_before) / seconds
-        left = f", ETA {format_duration((event.size - scanned) / rate)}" if rate > 0 else ""
+        return rate, (event.size - scanned) / rate if rate > 0 else None
+
+    def describe(self, event: Progress) -> str:
+        rate, left_s = self.measure(event)
+        left = "" if left_s is None else f", ETA {format_duration(left_s)}"
         return f"{format_size(rate)}/s{left}"
 
 
@@ -143,7 +160,7 @@ class PlainRenderer:
         with self._lock:
             text = self._progress(event) if isinstance(event, Progress) else describe(event)
             if text:
-                print(f"{event.disk}: {text}" if event.disk else text, file=sys.stderr, flush=True)
+                _say(f"{event.disk}: {text}" if event.disk else text, sys.stderr)
 
     def _progress(self, event: Progress) -> str | None:
         pace = self._paces.setdefault((event.disk, event.phase), _Pace())
@@ -168,7 +185,8 @@ class BarRenderer:
         self._paces: dict[tuple[str, str], _Pace] = {}
 
     def __call__(self, event: Event) -> None:
-        with self._lock:
+        # As with _say: the terminal may go away before we do.
+        with self._lock, contextlib.suppress(OSError):
             if isinstance(event, Progress):
                 self._show(event)
             text = describe(event)
@@ -177,26 +195,57 @@ class BarRenderer:
                 tqdm.write(line, file=sys.stderr)
 
     def _show(self, event: Progress) -> None:
-        if event.disk not in self._bars:
-            self._bars[event.disk] = tqdm(
-                total=event.size, bar_format=_BAR, file=sys.stderr, leave=False, dynamic_ncols=True
-            )
-        bar = self._bars[event.disk]
         pace = self._paces.setdefault((event.disk, event.phase), _Pace())
-        bar.set_description_str(f"{event.disk} {event.phase}", refresh=False)
-        done = event.counters
-        counted = (
-            f"zero {format_size(done.zero)} same {format_size(done.same)} "
-            f"sent {format_size(done.sent)} "
-            if event.phase == "copy"
-            else ""
-        )
-        bar.set_postfix_str(
-            f"scanned {format_size(done.scanned)} {counted}{pace.describe(event)}", refresh=False
-        )
-        bar.n = min(done.scanned, event.size)
+        columns = _terminal_columns()
+        line = format_bar(event, *pace.measure(event), columns)
+        bar = self._bars.get(event.disk)
+        if bar is None:
+            bar = self._bars[event.disk] = tqdm(
+                total=event.size, bar_format=line, file=sys.stderr, leave=False, ncols=columns
+            )
+        bar.bar_format, bar.ncols, bar.total = line, columns, event.size
+        bar.n = min(event.counters.scanned, event.size)
         bar.refresh()
 
     def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
+        with contextlib.suppress(OSError):
+            for bar in self._bars.values():
+                bar.close()
+
+
+def _terminal_columns() -> int:
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        columns = 0
+    return columns or 80  # serial consoles don't say
+
+
+def format_bar(event: Progress, rate: float, left_s: float | None, columns: int) -> str:
+    """A tqdm format: all figures within 80 columns, and a bar where there is room for one."""
+    done = event.counters
+    name = event.disk if event.phase == "copy" else f"{event.disk} {event.phase}"
+    head = f"{name} {100 * done.scanned / event.size:.0f}%"
+    figures = f"{_short(rate)}/s ETA {_clock(left_s)} scanned {_short(done.scanned)}"
+    if event.phase == "copy":
+        figures += f" zero {_short(done.zero)} same {_short(done.same)} sent {_short(done.sent)}"
+    if columns >= _WIDE:
+        return f"{head} |{{bar}}| {figures}"
+    return f"{head} {figures}"[: columns - 1]
+
+
+def _short(length: float) -> str:
+    """Bytes in six characters at most: ``47.8G``."""
+    for unit in "BKMG":
+        if length < 999.5:
+            return f"{length:.3g}{unit}"
+        length /= 1024
+    return f"{length:.3g}T"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "--:--"
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest_s:02}" if hours else f"{minutes}:{rest_s:02}"

@@ -1,6 +1,5 @@
 """``p2v-sync sync``: replicate disks; run it again to resume or to bring the replica up to date."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from p2v_sync.cli.options import (
     state_option,
 )
 from p2v_sync.cli.render import make_renderer
-from p2v_sync.config import Connection, SyncConfig, check_block_size
-from p2v_sync.errors import Interrupted
+from p2v_sync.config import Connection, SyncConfig, check_block_size, check_rate
 from p2v_sync.state.paths import default_state_dir
 
 
@@ -98,9 +96,6 @@ def sync(**options: Any) -> None:
     renderer = make_renderer(as_json=as_json)
     try:
         jobs.sync(config, renderer, terminal_ask())
-    except Interrupted as error:
-        command = " ".join(sys.argv[1:]) or "sync"
-        raise Interrupted(error.message, hint=f"go on with: p2v-sync {command}") from error
     finally:
         renderer.close()
 
@@ -109,12 +104,14 @@ def _config(options: dict[str, Any]) -> SyncConfig:
     connection = Connection(options.pop("token_file"), options.pop("identity"), options.pop("sudo"))
     block_size = options.pop("block_size")
     digest = options.pop("digest")
+    rate = options.pop("rate")
     state_dir: Path | None = options.pop("state_dir")
     return SyncConfig(
         sources=tuple(path.absolute() for path in options.pop("sources")),
         state_dir=state_dir or default_state_dir(),
         block_size=check_block_size(block_size) if block_size is not None else None,
         digest=None if digest == "auto" else digest,
+        rate=check_rate(rate) if rate is not None else None,
         retry_for_s=options.pop("retry_for"),
         connection=connection,
         **options,

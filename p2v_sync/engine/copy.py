@@ -17,7 +17,7 @@ from p2v_sync.engine.ports import Ledger, Source
 from p2v_sync.engine.run import Run
 from p2v_sync.engine.scan import Report, Scanner, Workers, WorkItem
 from p2v_sync.engine.session import Commit, Session, Target
-from p2v_sync.errors import P2vError
+from p2v_sync.errors import P2vError, ProtocolError
 from p2v_sync.events import CheckpointDone, Counters, Event, Notice, Progress, UnreadableFound
 from p2v_sync.extent import Extent
 from p2v_sync.records import Checkpoint
@@ -99,6 +99,9 @@ class Copy:
             self._feed(workers, plan.blocks_of(retry, self._layout) if retry else None)
             workers.finish()
             self._session.drain()
+            # From here on checkpoints are asked for here alone: none may come behind the END.
+            self._over.set()
+            ticker.join()
             self._session.wait_checkpoint(self._session.checkpoint())
             self._end()
         except BaseException as error:
@@ -240,12 +243,14 @@ class Copy:
     def on_commit(self, commit: Commit) -> None:
         """P2: durable at the receiver and in its manifest; now it goes into the ledger."""
         with self._lock:
-            durable = {
-                segment: self._awaiting.pop(segment)
-                for first, count in commit.complete
-                for segment in range(first, first + count)
-                if segment in self._awaiting
-            }
+            try:
+                durable = {
+                    segment: self._awaiting.pop(segment)
+                    for first, count in commit.complete
+                    for segment in range(first, first + count)
+                }
+            except KeyError as error:
+                raise wire.ProtocolError(f"COMMITTED names segment {error}, unsent") from None
             unreadable, self._new_unreadable = self._new_unreadable, []
         counters = self._tally.counters
         segments = {segment: entries for segment, (entries, _) in durable.items()}
@@ -258,6 +263,8 @@ class Copy:
 
     def _end(self) -> None:
         """P7: both sides count and digest the whole."""
+        if self._awaiting:
+            raise ProtocolError("the receiver left segments out of its last checkpoint")
         ledger = self._disk.ledger
         rows = b"".join(_STATE_ROW.pack(number) + each for number, each in ledger.segment_digests())
         digest = codec.entries_digest(rows).hex()

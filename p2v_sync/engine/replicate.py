@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from p2v_sync.engine.compression import make_compressor
 from p2v_sync.engine.copy import Copy, Disk, Judge
@@ -40,6 +41,7 @@ from p2v_sync.units import format_size
 
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 _NAMED_MISMATCHES = 5
+_SHOW_EVERY_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Replication:
         self._session: Session | None = None
         self._outcome: Outcome | None = None
         self._verified = 0
+        self._showing = threading.Lock()
+        self._shown = 0.0
         self._was_connected = False
         self._disk = Disk(
             name=request.disk,
@@ -159,13 +163,18 @@ class Replication:
             session.close()
         except BaseException as error:
             session.abort(error)
+            session.join_readers()  # none of them may touch run and ledger once the next one does
             raise
 
     def _copy_and_verify(self, session: Session) -> None:
-        if self._outcome is None:
+        if self._outcome is None or not self._is_as_left(session.target):
             self._outcome = self._copy(session)
         if self._options.verify != "none":
             self._verify(session, self._options.verify)
+
+    def _is_as_left(self, target: Target) -> bool:
+        """False when something happened to a finished image between two sessions (P7)."""
+        return target.state == self._around.ledger.target_state() and not target.reasons
 
     # The pass
 
@@ -240,8 +249,9 @@ class Replication:
         self._verified = 0
         if scope != "full":
             written = self._run.written if scope == "auto" else {}
-            checks = [*checks_of_written(written), *checks_of_sample(layout)]
-            size = sum(check.length(layout) for check in checks)
+            sample = list(checks_of_sample(layout))
+            checks = chain(checks_of_written(written), sample)
+            size = sum(check.length(layout) for check in chain(checks_of_written(written), sample))
         verifier = Verifier(
             session, self._around.source, lambda n: self._show_verified(n, size), self._check_stop
         )
@@ -254,9 +264,14 @@ class Replication:
             raise mismatch_error(wrong)
 
     def _show_verified(self, length: int, size: int) -> None:
-        self._verified += length
-        counters = Counters(scanned=self._verified)
-        self._around.observe(Progress(self._disk.name, "verify", size, counters))
+        with self._showing:
+            self._verified += length
+            now = time.monotonic()
+            if now < self._shown + _SHOW_EVERY_S:
+                return
+            self._shown = now
+            counters = Counters(scanned=self._verified)
+            self._around.observe(Progress(self._disk.name, "verify", size, counters))
 
 
 def mismatch_error(wrong: Sequence[Extent]) -> VerifyMismatch:

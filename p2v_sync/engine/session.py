@@ -28,8 +28,12 @@ from p2v_sync.errors import (
     TargetTaken,
     VersionMismatch,
 )
-from p2v_sync.extent import Extent
+from p2v_sync.extent import Extent, merged
 from p2v_sync.records import TargetState
+
+_TEXT_MOST = 2000  # characters of what a receiver wants the operator to read
+_NAME_MOST = 100
+_LOGS_MOST = 1000  # messages before an answer
 
 ERROR_CLASSES: dict[ErrorCode, type[P2vError]] = {
     ErrorCode.INTERNAL: ReceiverError,
@@ -107,16 +111,16 @@ class Target:
             session=wire.get(message, "session", str),
             token=wire.get(message, "token", str),
             window=wire.get_int(message, "window", low=wire.MAX_BODY, high=1 << 32),
-            state=_target_state(message, wire.get(message, "image", str)),
+            state=_target_state(message, _get_name(message, "image")),
             layout=Layout(size, block_size),
             digest=digest,
             seed=wire.get_int(message, "seed", high=(1 << 64) - 1),
             created=wire.get(message, "created", bool),
-            reasons=tuple(wire.get_names(message, "reasons")),
+            reasons=tuple(_printable(text) for text in wire.get_names(message, "reasons")),
             pass_number=wire.get_int(message, "pass_number", high=1 << 32),
             pass_complete=wire.get(message, "pass_complete", bool),
             quiesced=wire.get(message, "quiesced", bool),
-            unreadable=tuple(Extent(*pair) for pair in wire.get_pairs(message, "unreadable")),
+            unreadable=_unreadable(message, size),
             source=source if isinstance(source, dict) else None,
         )
 
@@ -125,8 +129,28 @@ def _target_state(message: Json, image: str) -> TargetState:
     return TargetState(
         image,
         wire.get_int(message, "generation"),
-        wire.get(message, "commit", str),
+        _get_name(message, "commit"),
     )
+
+
+def _get_name(message: Json, name: str) -> str:
+    """A field that goes into the ledger.  Raises wire.ProtocolError."""
+    value = wire.get(message, name, str)
+    if len(value) > _NAME_MOST or not (value.isascii() and value.isprintable()):
+        raise wire.ProtocolError(f"field {name!r} is not a plain name")
+    return value
+
+
+def _unreadable(message: Json, size: int) -> tuple[Extent, ...]:
+    extents = [Extent(*pair) for pair in wire.get_pairs(message, "unreadable")]
+    if any(extent.end > size for extent in extents):
+        raise wire.ProtocolError("field 'unreadable' names places that are not on this disk")
+    return tuple(merged(extents))
+
+
+def _printable(text: str) -> str:
+    """What a receiver says, made fit for a terminal and the ledger."""
+    return "".join(each if each.isprintable() else " " for each in text[:_TEXT_MOST])
 
 
 @dataclass(frozen=True)
@@ -153,6 +177,14 @@ class BulkStream:
         self._session.reserve(self, len(body))
         return self.ask(kind, meta, body)
 
+    def acknowledge(self, written: wire.Written) -> None:
+        """The session's lock is held.  Raises wire.ProtocolError."""
+        self.outstanding_frames -= written.frames
+        self.outstanding -= written.length
+        is_absurd = self.outstanding < 0 or self.outstanding_frames < 0
+        if is_absurd or (self.outstanding and not self.outstanding_frames):
+            raise wire.ProtocolError("something else was acknowledged than was sent")
+
     def ask(self, kind: FrameType, meta: bytes, body: bytes | memoryview = b"") -> int:
         """Send a frame that has an answer of its own, so that it takes no room."""
         self._limiter.take(len(meta) + len(body) + wire.HEADER.size)
@@ -174,10 +206,12 @@ class Session:
         self._failure: BaseException | None = None
         self._channels: list[Channel] = []
         self._readers: list[threading.Thread] = []
+        self._asked: set[int] = set()  # segments; what nobody asked for is not kept
         self._entries: dict[int, bytes] = {}
         self._fetched: set[int] = set()
+        self._verifying: dict[int, range] = {}  # number → blocks
         self._verified: dict[int, list[tuple[int, int]]] = {}
-        self._ended: Json = {}
+        self._ended: Json | None = None
         self._closed = 0
         self._checkpoints_sent = 0
         self._checkpoints_done = 0
@@ -212,6 +246,7 @@ class Session:
     def _dial(self) -> Channel:
         channel = self._dialer.dial()
         self._channels.append(channel)
+        self.check()  # an abort() meanwhile did not close this one
         hello = {
             "version": wire.VERSION,
             "oldest": wire.VERSION,
@@ -231,7 +266,7 @@ class Session:
         return channel
 
     def _expect(self, channel: Channel, kind: FrameType) -> Json:
-        while True:
+        for _ in range(_LOGS_MOST):
             frame = channel.receive()
             if frame.kind is FrameType.ERROR:
                 raise receiver_error(frame)
@@ -239,6 +274,7 @@ class Session:
                 return wire.unpack_json(frame.meta)
             if frame.kind is not FrameType.LOG:
                 raise wire.ProtocolError(f"{frame.kind.name} came instead of {kind.name}")
+        raise wire.ProtocolError(f"only LOG messages came instead of {kind.name}")
 
     def _add_stream(self, channel: Channel) -> None:
         stream = BulkStream(self, channel, self._limiter)
@@ -269,17 +305,11 @@ class Session:
             return True
         with self._changed:
             if frame.kind is FrameType.WRITTEN:
-                written = wire.Written.unpack(frame.meta)
-                stream.outstanding_frames -= written.frames
-                stream.outstanding -= written.length
-                if stream.outstanding < 0 or stream.outstanding_frames < 0:
-                    raise wire.ProtocolError("more was acknowledged than sent")
+                stream.acknowledge(wire.Written.unpack(frame.meta))
             elif frame.kind is FrameType.DIGESTS:
                 self._handle_digests(wire.Segments.unpack(frame.meta), bytes(frame.body))
             elif frame.kind is FrameType.VERIFIED:
-                message = wire.unpack_json(frame.meta)
-                number = wire.get_int(message, "number")
-                self._verified[number] = wire.get_pairs(message, "wrong")
+                self._handle_verified(wire.unpack_json(frame.meta))
             elif frame.kind is FrameType.ENDED:
                 self._ended = wire.unpack_json(frame.meta)
             elif frame.kind is FrameType.CLOSED:
@@ -288,27 +318,43 @@ class Session:
         return frame.kind is not FrameType.CLOSED
 
     def _handle_digests(self, segments: wire.Segments, entries: bytes) -> None:
-        layout = self.target.layout
-        if segments.first + segments.total > layout.segments:
-            raise wire.ProtocolError("DIGESTS for segments that are not on this disk")
+        numbers = range(segments.first, segments.first + segments.total)
+        if len(numbers) > len(self._asked) or not self._asked.issuperset(numbers):
+            raise wire.ProtocolError("DIGESTS came for segments that were not asked for")
         if entries:
-            if segments.total != 1 or len(entries) != wire.ENTRY_SIZE * layout.blocks_in(
-                segments.first
-            ):
+            blocks = self.target.layout.blocks_in(segments.first)
+            if segments.total != 1 or len(entries) != wire.ENTRY_SIZE * blocks:
                 raise wire.ProtocolError("DIGESTS of the wrong length")
             self._entries[segments.first] = entries
-        self._fetched.update(range(segments.first, segments.first + segments.total))
+        self._asked.difference_update(numbers)
+        self._fetched.update(numbers)
+
+    def _handle_verified(self, message: Json) -> None:
+        number = wire.get_int(message, "number")
+        wrong = wire.get_pairs(message, "wrong")
+        blocks = self._verifying.pop(number, None)
+        if blocks is None:
+            raise wire.ProtocolError("VERIFIED came for what was not asked")
+        if any(
+            not total or first not in blocks or first + total > blocks.stop
+            for first, total in wrong
+        ):
+            raise wire.ProtocolError("VERIFIED names blocks that were not asked for")
+        self._verified[number] = wrong
 
     def _handle_commit(self, message: Json) -> None:
         complete = wire.get_pairs(message, "complete")
         if sum(count for _, count in complete) > self.target.layout.segments:
             raise wire.ProtocolError("COMMITTED names more segments than there are")
-        number = message.get("number")
         state = _target_state(message, self.target.state.image)
-        if self.on_commit is None:
+        if self.on_commit is None or not self.checkpoint_pending:
             raise wire.ProtocolError("COMMITTED came before a checkpoint was asked for")
-        self.on_commit(Commit(state, complete, number if isinstance(number, int) else None))
-        if isinstance(number, int):
+        number = None
+        if message.get("number") is not None:
+            due = self._checkpoints_done + 1
+            number = wire.get_int(message, "number", low=due, high=due)
+        self.on_commit(Commit(state, complete, number))
+        if number is not None:
             with self._changed:
                 self._checkpoints_done = number
                 self._changed.notify_all()
@@ -332,7 +378,7 @@ class Session:
             self.abort(ProtocolError(str(error)))
         except P2vError as error:
             # The receiver may have said why it hung up: let its ERROR be read first.
-            self._join_readers(timeout_s=2.0)
+            self.join_readers()
             self.abort(error)
         self.check()
         raise AssertionError("a failed session has a failure")
@@ -342,10 +388,11 @@ class Session:
         if self._failure is not None:
             raise self._failure
 
-    def _join_readers(self, timeout_s: float) -> None:
+    def join_readers(self) -> None:
+        """Until nothing that came in is worked on any more."""
         for reader in self._readers:
             if reader is not threading.current_thread():
-                reader.join(timeout_s)
+                reader.join(2.0)
 
     def _wait(self, condition: Callable[[], object]) -> None:
         """The lock is held.  Until ``condition`` holds; raises the session's failure."""
@@ -370,6 +417,8 @@ class Session:
 
     def fetch(self, first: int, total: int) -> None:
         """Ask what the target holds in these segments; ``entries`` waits for the answer."""
+        with self._changed:
+            self._asked.update(range(first, first + total))
         self._send_control(FrameType.FETCH, wire.Segments(first, total).pack())
 
     def entries(self, first: int, total: int) -> dict[int, bytes]:
@@ -405,11 +454,11 @@ class Session:
 
     def end(self, message: Json) -> TargetState:
         """The end record (P7): returns the state of the finished target."""
-        self._ended = {}
+        self._ended = None
         self._send_control(FrameType.END, wire.pack_json(message))
         with self._changed:
-            self._wait(lambda: self._ended)
-            ended: Json = dict(self._ended)
+            self._wait(lambda: self._ended is not None)
+            ended: Json = self._ended or {}
         if ended.get("digest") != message["digest"]:
             raise IntegrityError("the receiver ended the pass with another digest")
         try:
@@ -421,6 +470,8 @@ class Session:
         self, stream: BulkStream, number: int, first: int, total: int, digests: bytes
     ) -> None:
         """Ask for blocks to be read back; ``wait_verified`` has the answer to ``number``."""
+        with self._changed:
+            self._verifying[number] = range(first, first + total)
         stream.ask(FrameType.VERIFY, wire.Verify(number, first, total).pack(), digests)
 
     def wait_verified(self, number: int) -> list[tuple[int, int]]:
@@ -453,6 +504,6 @@ def receiver_error(frame: Frame) -> P2vError:
         kind = ReceiverError
     hint = message.get("hint")
     return kind(
-        f"receiver: {wire.get(message, 'message', str)}",
-        hint=hint if isinstance(hint, str) and hint else None,
+        f"receiver: {_printable(wire.get(message, 'message', str))}",
+        hint=_printable(hint) if isinstance(hint, str) and hint else None,
     )

@@ -18,7 +18,7 @@ from p2v_receiver.wire import SEGMENT_BLOCKS, ZERO, Layout
 from p2v_sync.engine.plan import runs_where
 from p2v_sync.engine.ports import Source
 from p2v_sync.engine.session import BulkStream, Session
-from p2v_sync.extent import Extent, merged
+from p2v_sync.extent import Extent, merged, ranges
 from p2v_sync.units import MIB
 
 _REQUEST = MIB
@@ -53,8 +53,8 @@ def checks_of_sample(layout: Layout) -> Iterator[Check]:
     edge = min(layout.blocks, max(1, MIB // layout.block_size))
     chosen = {*range(edge), *range(layout.blocks - edge, layout.blocks)}
     chosen.update(random.randrange(layout.blocks) for _ in range(_SAMPLE_BLOCKS))
-    for block in sorted(chosen):
-        yield Check(block, 1, against_source=True)
+    for first, total in ranges(chosen):
+        yield Check(first, total, against_source=True)
 
 
 def checks_of_all(layout: Layout) -> Iterator[Check]:
@@ -94,6 +94,13 @@ class Verifier:
         return sum(length for length, _ in results), list(wrong)
 
     def _work(self, checks: "_Shared", stream: BulkStream) -> tuple[int, list[Extent]]:
+        try:
+            return self._check_all(checks, stream)
+        except BaseException as error:
+            self._session.abort(error)  # the other threads must not go on to the end
+            raise
+
+    def _check_all(self, checks: "_Shared", stream: BulkStream) -> tuple[int, list[Extent]]:
         checked = 0
         wrong: list[Extent] = []
         for check in checks:

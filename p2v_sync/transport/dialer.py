@@ -1,5 +1,6 @@
 """The right dialer for a target."""
 
+import importlib
 import os
 from typing import Protocol
 
@@ -9,7 +10,6 @@ from p2v_sync.transport.ask import TYPED
 from p2v_sync.transport.ask import Ask as Ask
 from p2v_sync.transport.channel import StreamChannel
 from p2v_sync.transport.local import LocalDialer
-from p2v_sync.transport.ssh import SshDialer, SshOptions
 from p2v_sync.transport.tcp import TcpDialer, find_token
 
 
@@ -36,4 +36,8 @@ def make_dialer(
     if isinstance(target, TcpTarget):
         prompt = (lambda: TYPED.once(f"Token of {target}", ask)) if ask else None
         return TcpDialer(target, find_token(connection.token_file, os.environ, prompt), streams)
-    return SshDialer(target, SshOptions(connection.identity_file, connection.sudo), ask)
+    # Only now: paramiko takes a third of the start-up time, and seconds on an emulated machine.
+    ssh = importlib.import_module("p2v_sync.transport.ssh")
+    options = ssh.SshOptions(connection.identity_file, connection.sudo)
+    dialer: CloseableDialer = ssh.SshDialer(target, options, ask)
+    return dialer

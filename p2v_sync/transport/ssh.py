@@ -343,11 +343,13 @@ class Login:
         self._secrets = secrets
         self._allowed = ["publickey", "password", "keyboard-interactive"]
         self._tried: list[str] = []
+        self._held: list[paramiko.PKey] = []  # by the agent
 
     def run(self) -> None:
         """Raises AuthFailed, ConnectFailed."""
         try:
-            done = any(self._succeeds(name, attempt) for name, attempt in self._attempts())
+            with _agent_keys() as self._held:
+                done = any(self._succeeds(name, attempt) for name, attempt in self._attempts())
         except paramiko.AuthenticationException as error:
             raise self._failed(str(error)) from error
         except (paramiko.SSHException, OSError, EOFError) as error:
@@ -387,7 +389,7 @@ class Login:
 
     def _keys(self) -> Iterator[tuple[str, paramiko.PKey]]:
         """The agent's before files: they cost no passphrase."""
-        held = _agent_keys()
+        held = self._held
         wanted = {_public_half(path) for path in self._hop.identity_files}
         preferred = [key for key in held if key.get_base64() in wanted]
         others = [] if self._hop.identities_only else [key for key in held if key not in preferred]
@@ -462,20 +464,25 @@ class _Answers:
         return [self._answer(prompt, shown) for prompt, shown in prompts]
 
     def _answer(self, prompt: str, shown: bool) -> str:
+        # Runs in paramiko's thread: an exception would end the connection.
         if self._password is not None and not shown:
             answer, self._password = self._password, None
             return answer
-        if self._ask is None:
-            raise AuthFailed(f"the host asks {prompt!r}", hint="run on a terminal")
-        return self._ask.secret(prompt)
+        return self._ask.secret(prompt) if self._ask is not None else ""
 
 
-def _agent_keys() -> list[paramiko.PKey]:
-    try:
-        return list(paramiko.Agent().get_keys())
-    except (paramiko.SSHException, OSError) as error:
-        log.debug("the ssh agent can't be used: %s", error)
-        return []
+@contextlib.contextmanager
+def _agent_keys() -> Iterator[list[paramiko.PKey]]:
+    """They sign through the agent's socket, so only inside."""
+    with contextlib.ExitStack() as stack:
+        keys: list[paramiko.PKey] = []
+        try:
+            agent = paramiko.Agent()
+            stack.callback(agent.close)
+            keys = list(agent.get_keys())
+        except (paramiko.SSHException, OSError) as error:
+            log.debug("the ssh agent can't be used: %s", error)
+        yield keys
 
 
 def _public_half(path: Path) -> str | None:

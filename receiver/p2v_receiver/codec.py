@@ -11,7 +11,7 @@ import hashlib
 import zlib
 from typing import Any, Callable, Dict, List, Optional
 
-from .wire import ENTRY_SIZE, UNKNOWN, ZERO, Buffer
+from .wire import ENTRY_SIZE, ZERO, Buffer
 
 Digest = Callable[[Buffer], bytes]
 
@@ -128,16 +128,6 @@ def entries_digest(entries: bytes) -> bytes:
     return hashlib.blake2b(entries, digest_size=ENTRY_SIZE).digest()
 
 
-def is_known(entries: bytes) -> bool:
-    """False when one of the packed entries is UNKNOWN."""
-    at = entries.find(UNKNOWN)
-    while at >= 0:
-        if at % ENTRY_SIZE == 0:
-            return False
-        at = entries.find(UNKNOWN, at + 1)
-    return True
-
-
 class Codec:
     """One compression: its number on the wire, and both directions."""
 
@@ -156,10 +146,10 @@ class Codec:
 def _zlib_decompress(data: Buffer, length: int) -> bytes:
     unpacker = zlib.decompressobj()
     try:
-        raw = unpacker.decompress(bytes(data), length)
+        raw = unpacker.decompress(bytes(data), max(1, length))  # 0 would mean: without limit
     except zlib.error as error:
         raise CodecError("zlib: {}".format(error)) from None
-    if len(raw) != length or not unpacker.eof:
+    if len(raw) != length or not unpacker.eof or unpacker.unused_data:
         raise CodecError("zlib: the data is not {} bytes long".format(length))
     return raw
 

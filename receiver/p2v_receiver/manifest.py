@@ -46,14 +46,16 @@ CREATE TABLE image (
     pass_number INTEGER NOT NULL,
     pass_kind TEXT NOT NULL,
     pass_complete INTEGER NOT NULL,
-    quiesced INTEGER NOT NULL       -- 1: the last complete pass was not a seed (P11)
+    quiesced INTEGER NOT NULL,      -- 1: the last complete pass was not a seed (P11)
+    seal BLOB                       -- digest of this row and of the unreadable extents
 )""",
     """
 CREATE TABLE segments (
     segment INTEGER PRIMARY KEY,
     entries BLOB,                   -- 16 bytes a block, NULL: all zero
-    digest BLOB NOT NULL,           -- of the entries
-    uncertain INTEGER NOT NULL      -- 1: written to since its last commit (P3)
+    digest BLOB NOT NULL,           -- of the entries; empty: uncertain
+    uncertain INTEGER NOT NULL,     -- 1: written to since its last commit (P3)
+    seal BLOB NOT NULL              -- digest of number and digest
 )""",
     "CREATE TABLE unreadable (start INTEGER PRIMARY KEY, length INTEGER NOT NULL)",
 )
@@ -92,10 +94,14 @@ class Manifest:
         self._lock = threading.RLock()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise _as_target_error(error, path) from error
+        try:
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         except sqlite3.Error as error:
+            self._db.close()
             raise _as_target_error(error, path) from error
 
     @classmethod
@@ -115,49 +121,66 @@ class Manifest:
         )
         columns = ", ".join(row)
         marks = ", ".join("?" * len(row))
-        with manifest._change():
-            for statement in _SCHEMA:
-                manifest._db.execute(statement)
-            manifest._db.execute("PRAGMA user_version = {}".format(SCHEMA_VERSION))
-            manifest._db.execute(
-                "INSERT INTO image ({}) VALUES ({})".format(columns, marks), list(row.values())
-            )
+        try:
+            with manifest._change():
+                for statement in _SCHEMA:
+                    manifest._db.execute(statement)
+                manifest._db.execute("PRAGMA user_version = {}".format(SCHEMA_VERSION))
+                manifest._db.execute(
+                    "INSERT INTO image ({}) VALUES ({})".format(columns, marks), list(row.values())
+                )
+        except BaseException:
+            manifest.close()
+            raise
         return manifest
 
     @classmethod
     def open(cls, path: str) -> "Manifest":
         """An existing manifest, checked.  Raises ManifestDamaged."""
-        manifest = cls._open_checked(path)
-        version = manifest._value("PRAGMA user_version")
-        if version > SCHEMA_VERSION:
-            manifest.close()
-            raise TargetError(
-                ErrorCode.VERSION,
-                "{} was written by a newer receiver".format(path),
-                "use that version of p2v-sync",
-            )
-        return manifest
-
-    @classmethod
-    def _open_checked(cls, path: str) -> "Manifest":
         try:
             manifest = cls(path)
         except TargetError as error:
-            if isinstance(error.__cause__, sqlite3.OperationalError):
+            if _is_about_access(error):
                 raise
             raise ManifestDamaged(error.message) from error
         try:
-            answer = manifest._value("PRAGMA quick_check(1)")
-            if answer != "ok":
-                raise ManifestDamaged("{}: {}".format(path, answer))
-            _check_header(manifest.header())
-        except (sqlite3.Error, TargetError, ValueError, TypeError, OverflowError) as error:
+            manifest._check()
+        except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
             manifest.close()
             raise ManifestDamaged("{}: {}".format(path, error)) from error
-        except ManifestDamaged:
+        except TargetError as error:
             manifest.close()
-            raise
+            if error.code is ErrorCode.VERSION or _is_about_access(error):
+                raise
+            raise ManifestDamaged(error.message) from error
         return manifest
+
+    def _check(self) -> None:
+        """Everything but the entries, which ``segment`` checks one by one.
+
+        SQLite finds what breaks its own structure; the seals find the rest.
+        """
+        answer = self._value("PRAGMA quick_check(1)")
+        if answer != "ok":
+            raise ValueError(answer)
+        version = self._value("PRAGMA user_version")
+        if version > SCHEMA_VERSION:
+            raise TargetError(
+                ErrorCode.VERSION,
+                "{} was written by a newer receiver".format(self.path),
+                "use that version of p2v-sync, or move the file away to have the image compared",
+            )
+        if version < 1 or self._value("SELECT seal FROM image") != self._seal():
+            raise ValueError("its head was altered")
+        _check_header(self.header())
+        segments = self.layout().segments
+        with self._lock:
+            for number, digest, uncertain, seal in self._db.execute(
+                "SELECT segment, digest, uncertain, seal FROM segments"
+            ):
+                right = 0 <= number < segments and seal == _row_seal(number, digest)
+                if not right or bool(uncertain) != (not digest):
+                    raise ValueError("its record of segment {} was altered".format(number))
 
     def close(self) -> None:
         with self._lock:
@@ -181,8 +204,12 @@ class Manifest:
     def header(self) -> Json:
         """The one row of ``image`` as a dict, with the JSON columns decoded."""
         with self._lock:
-            cursor = self._db.execute("SELECT * FROM image")
-            header = dict(zip([column[0] for column in cursor.description], cursor.fetchone()))
+            try:
+                cursor = self._db.execute("SELECT * FROM image")
+                row = cursor.fetchone()
+            except sqlite3.Error as error:
+                raise _as_target_error(error, self.path) from error
+        header = dict(zip([column[0] for column in cursor.description], row))
         for name in ("file_identity", "source_identity"):
             header[name] = json.loads(header[name]) if header[name] else None
         header["seed"] &= 0xFFFFFFFFFFFFFFFF
@@ -197,8 +224,7 @@ class Manifest:
             "SELECT entries, digest, uncertain FROM segments WHERE segment = ?", number
         )
         if not rows:
-            sure = self._value("SELECT rest_is_zero FROM image")
-            return Segment(layout.zero_entries(number), not sure)
+            return Segment(layout.zero_entries(number), not self.rest_is_zero())
         entries, digest, uncertain = rows[0]
         if entries is None:
             entries = layout.zero_entries(number)
@@ -209,12 +235,19 @@ class Manifest:
         )
         return Segment(entries, bool(uncertain) or not sound)
 
+    def rest_is_zero(self) -> bool:
+        """True when segments without a row are all zero, False when nothing is known of them."""
+        return bool(self._value("SELECT rest_is_zero FROM image"))
+
     def data_segments(self) -> List[int]:
         """The segments that are not all zero."""
         return [row[0] for row in self._rows("SELECT segment FROM segments WHERE entries NOTNULL")]
 
     def segment_digests(self, first: int, total: int) -> Dict[int, bytes]:
-        """Digests of the entries of the segments that have a row, of ``total`` from ``first``."""
+        """Digests of the entries of the segments that have a row, of ``total`` from ``first``.
+
+        That of an uncertain one is empty.
+        """
         return dict(
             self._rows(
                 "SELECT segment, digest FROM segments WHERE segment BETWEEN ? AND ?",
@@ -223,20 +256,11 @@ class Manifest:
             )
         )
 
-    def uncertain_in(self, first: int, total: int) -> List[int]:
-        """Which of these segments have a row that says uncertain."""
-        rows = self._rows(
-            "SELECT segment FROM segments WHERE uncertain AND segment BETWEEN ? AND ?",
-            first,
-            first + total - 1,
-        )
-        return [row[0] for row in rows]
-
     def is_certain(self, layout: Layout) -> bool:
         """True when something is known of every block."""
         if self._value("SELECT count(*) FROM segments WHERE uncertain"):
             return False
-        if self._value("SELECT rest_is_zero FROM image"):
+        if self.rest_is_zero():
             return True
         return bool(self._value("SELECT count(*) FROM segments") == layout.segments)
 
@@ -263,6 +287,7 @@ class Manifest:
                     "UPDATE image SET generation = generation + 1, commit_id = ?",
                     [os.urandom(8).hex()],
                 )
+                self._db.execute("UPDATE image SET seal = ?", [self._seal()])
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 self._roll_back()
@@ -270,6 +295,12 @@ class Manifest:
             except BaseException:
                 self._roll_back()
                 raise
+
+    def _seal(self) -> bytes:
+        """Of the head: what SQLite can't know to be damaged."""
+        image = [row[:-1] for row in self._db.execute("SELECT * FROM image")]
+        unreadable = self._db.execute("SELECT * FROM unreadable ORDER BY start").fetchall()
+        return codec.entries_digest(json.dumps([image, unreadable]).encode())
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -282,16 +313,18 @@ class Manifest:
         """
         with self._change():
             self._db.executemany(
-                "INSERT OR REPLACE INTO segments VALUES (?, NULL, x'', 1)",
-                [(number,) for number in segments],
+                "INSERT OR REPLACE INTO segments VALUES (?, NULL, x'', 1, ?)",
+                [(number, _row_seal(number, b"")) for number in segments],
             )
 
     def _store(self, number: int, entries: bytes, uncertain: bool) -> None:
-        """Within a change: replace the row of a segment."""
-        stored = None if entries == ZERO * (len(entries) // ENTRY_SIZE) else entries
+        """Within a change: replace the row of a segment.  Of an uncertain one nothing is kept."""
+        is_zero = entries == ZERO * (len(entries) // ENTRY_SIZE)
+        stored = None if uncertain or is_zero else entries
+        digest = b"" if uncertain else codec.entries_digest(entries)
         self._db.execute(
-            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?)",
-            (number, stored, codec.entries_digest(entries), int(uncertain)),
+            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)",
+            (number, stored, digest, int(uncertain), _row_seal(number, digest)),
         )
 
     def commit(
@@ -335,9 +368,7 @@ class Manifest:
 
     def distrust(self) -> None:
         """P5: the image may be anything; all of it has to be digested again."""
-        with self._change():
-            self._db.execute("UPDATE segments SET uncertain = 1")
-            self._db.execute("UPDATE image SET rest_is_zero = 0")
+        self.reset({"rest_is_zero": 0})
 
     def reset(self, fields: Json) -> None:
         """Start the record over, with other parameters or for a new image."""
@@ -366,6 +397,18 @@ class Manifest:
             )
             self._db.execute("DELETE FROM unreadable")
             self._add_unreadable(unreadable)
+
+
+def _row_seal(number: int, digest: bytes) -> bytes:
+    return codec.entries_digest(_ROW.pack(number) + digest)
+
+
+def _is_about_access(error: TargetError) -> bool:
+    """True when the file could not be read or written just now, whatever is in it."""
+    return isinstance(error.__cause__, sqlite3.OperationalError) and any(
+        text in str(error.__cause__)
+        for text in ("locked", "unable to open", "readonly", "disk I/O error", "full")
+    )
 
 
 def _check_header(header: Json) -> None:

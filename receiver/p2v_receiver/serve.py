@@ -6,6 +6,7 @@ carry bulk data.  One thread a connection, one to digest ahead, one to checkpoin
 
 import contextlib
 import hmac
+import os
 import queue
 import secrets
 import sys
@@ -20,7 +21,8 @@ from .stream import FrameStream, StreamLost
 from .target import TargetError
 from .wire import ErrorCode, Frame, FrameType, Json, ProtocolError
 
-_MOST_FETCHES = 4096
+_MOST_REQUESTS = 4096  # of one kind, queued
+_MOST_TEXT = 2000
 _ACKNOWLEDGE = 4 * 1024 * 1024
 _TAKEOVER_S = 15.0
 
@@ -34,12 +36,17 @@ def log(text: str) -> None:
 def error_message(error: BaseException) -> Json:
     """What an ERROR frame says of a failure."""
     if isinstance(error, TargetError):
-        return {"code": int(error.code), "message": error.message, "hint": error.hint}
+        return _message(error.code, error.message, error.hint)
     if isinstance(error, ProtocolError):
-        return {"code": int(ErrorCode.PROTOCOL), "message": str(error), "hint": ""}
+        return _message(ErrorCode.PROTOCOL, str(error), "")
     log("this is a bug in the receiver:\n" + traceback.format_exc())
     text = "{}: {}".format(type(error).__name__, error)
-    return {"code": int(ErrorCode.INTERNAL), "message": text, "hint": "please report this"}
+    return _message(ErrorCode.INTERNAL, text, "please report this")
+
+
+def _message(code: ErrorCode, text: str, hint: str) -> Json:
+    # It may quote what the peer sent, and has to fit into a frame all the same.
+    return {"code": int(code), "message": text[:_MOST_TEXT], "hint": hint}
 
 
 class LiveSession:
@@ -54,8 +61,9 @@ class LiveSession:
         self._streams: List[FrameStream] = [control]
         self._changed = threading.Condition()
         self._closing = False
-        self._fetches: "queue.Queue[Optional[wire.Segments]]" = queue.Queue(_MOST_FETCHES)
-        self._checkpoints: "queue.Queue[Optional[int]]" = queue.Queue(_MOST_FETCHES)
+        # Unbounded, so that the end can always be queued; ``_queue`` keeps them short.
+        self._fetches: "queue.Queue[Optional[wire.Segments]]" = queue.Queue()
+        self._checkpoints: "queue.Queue[Optional[int]]" = queue.Queue()
         self._workers = [
             threading.Thread(target=self._work, args=work, daemon=True)
             for work in (
@@ -147,10 +155,9 @@ class LiveSession:
                 bulk.handle(frame)
 
     def _queue(self, tasks: "queue.Queue[Any]", task: Any) -> None:
-        try:
-            tasks.put_nowait(task)
-        except queue.Full:
-            raise ProtocolError("too many requests at once") from None
+        if tasks.qsize() >= _MOST_REQUESTS:
+            raise ProtocolError("too many requests at once")
+        tasks.put(task)
 
     def _work(self, tasks: "queue.Queue[Any]", answer: Callable[[Any], None]) -> None:
         """A worker's life: failures are told to the sender and end the session."""
@@ -224,7 +231,7 @@ class BulkHandler:
     def _verify(self, frame: Frame) -> None:
         message = wire.Verify.unpack(frame.meta)
         wrong = self._session.verify(message, bytes(frame.body))
-        answer = {"number": message.number, "wrong": wrong[: wire.MAX_EXTENTS]}
+        answer = {"number": message.number, "wrong": wrong}
         self._stream.send(FrameType.VERIFIED, wire.pack_json(answer))
 
 
@@ -351,7 +358,7 @@ class Server:
             if former is None:
                 return
             if former.run != request.run:
-                raise locked_error("{}/{}".format(*name), None)
+                raise locked_error("{}/{}".format(*name), os.getpid())
             former.abort("the sender opened the disk anew")
             self._changed.wait_for(lambda: self._by_disk.get(name) is not former, _TAKEOVER_S)
 

@@ -27,7 +27,16 @@ from .target import (
     sample_blocks,
     sync_directory,
 )
-from .wire import DEFAULT_BLOCK_SIZE, ENTRY_SIZE, SEGMENT_BLOCKS, UNKNOWN, ErrorCode, Json
+from .wire import (
+    DEFAULT_BLOCK_SIZE,
+    ENTRY_SIZE,
+    MAX_SEGMENTS,
+    SEGMENT_BLOCKS,
+    UNKNOWN,
+    ErrorCode,
+    Json,
+    Layout,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}")
 _TAKEOVER_S = 15.0
@@ -127,17 +136,25 @@ class Lock:
     """An flock(2) on the disk's lock file, released by the kernel however the process ends."""
 
     def __init__(self, path: str, run: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._fd = os.open(path, flags, 0o600)
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise _not_a_file(path) from error
             raise from_oserror(error, "locking", path) from error
         try:
+            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+                raise _not_a_file(path)
             self._take(path, run)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "run": run}).encode(), 0)
+        except OSError as error:
+            os.close(self._fd)
+            raise from_oserror(error, "locking", path) from error
         except BaseException:
             os.close(self._fd)
             raise
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps({"pid": os.getpid(), "run": run}).encode(), 0)
 
     def _try(self) -> bool:
         try:
@@ -151,30 +168,40 @@ class Lock:
     def _take(self, path: str, run: str) -> None:
         if self._try():
             return
-        holder = self._holder()
+        pid, holder = self._holder()
         # The same sender, back after its link died: its old receiver may not know that yet.
-        if holder.get("run") == run and holder.get("pid") not in (None, os.getpid()):
-            with contextlib.suppress(OSError, TypeError):
-                os.kill(holder["pid"], signal.SIGTERM)
+        if holder == run and pid not in (0, os.getpid()):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + _TAKEOVER_S
             while time.monotonic() < deadline:
                 if self._try():
                     return
                 time.sleep(0.1)
-        raise locked_error(path, holder.get("pid"))
+        raise locked_error(path, pid)
 
-    def _holder(self) -> Dict[str, Any]:
+    def _holder(self) -> Tuple[int, object]:
+        """Process and run of who holds the lock; process 0 when that can't be told."""
         try:
             holder = json.loads(os.pread(self._fd, 4096, 0).decode())
-        except ValueError:
-            return {}
-        return holder if isinstance(holder, dict) else {}
+            pid, run = holder["pid"], holder["run"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return 0, None
+        # kill(2) takes 1 and less for init, groups and everybody.
+        is_process = type(pid) is int and 1 < pid < 1 << 31
+        return (pid, run) if is_process else (0, None)
 
     def release(self) -> None:
         os.close(self._fd)
 
 
-def locked_error(path: str, pid: object) -> TargetError:
+def _not_a_file(path: str) -> TargetError:
+    return TargetError(
+        ErrorCode.REFUSED, "{} is not a regular file".format(path), "move it away on the host"
+    )
+
+
+def locked_error(path: str, pid: int) -> TargetError:
     return TargetError(
         ErrorCode.LOCKED,
         "{} is held by another run (receiver process {})".format(path, pid or "unknown"),
@@ -208,8 +235,21 @@ class Opener:
         self._damaged = False
 
     def open(self) -> Opened:
+        """What it opened is closed again when it raises: a device would stay claimed."""
+        try:
+            with contextlib.ExitStack() as stack:
+                opened = self._open(stack)
+                stack.pop_all()
+        except OSError as error:
+            raise from_oserror(error, "opening", self._place.image) from error
+        return opened
+
+    def _open(self, stack: contextlib.ExitStack) -> Opened:
         manifest = self._find_manifest()
+        if manifest:
+            stack.callback(manifest.close)
         header = manifest.header() if manifest else None
+        self._check_segments(header["block_size"] if header else None)
         if header and header["size"] != self._request.size:
             raise TargetError(
                 ErrorCode.TAKEN,
@@ -228,6 +268,7 @@ class Opener:
                     "run p2v-sync sync first",
                 )
             image = Image.create(self._place.image, self._request.size)
+        stack.callback(image.close)
         if image.is_same_file(self._request.source_file):
             raise TargetError(
                 ErrorCode.SAME_FILE,
@@ -236,23 +277,31 @@ class Opener:
             )
         if manifest is None or header is None:
             manifest = self._new_manifest(created)
+            stack.callback(manifest.close)
         elif created:
             self._reasons.append("the image was gone and has been made anew")
             manifest.reset(dict(self._fresh_fields(created), quiesced=0, pass_complete=1))
-            created = True
         else:
             self._judge(image, manifest, header)
         return Opened(image, manifest, created, self._reasons)
+
+    def _check_segments(self, recorded: Optional[int]) -> None:
+        """``recorded`` is the block size in the manifest."""
+        layout = Layout(
+            self._request.size, self._request.block_size or recorded or DEFAULT_BLOCK_SIZE
+        )
+        if layout.segments > MAX_SEGMENTS:
+            raise TargetError(
+                ErrorCode.REFUSED,
+                "a disk of {} bytes has too many blocks of {}".format(*layout),
+                "choose a larger --block-size",
+            )
 
     def _find_manifest(self) -> Optional[Manifest]:
         if not os.path.lexists(self._place.manifest):
             return None
         if not stat.S_ISREG(os.lstat(self._place.manifest).st_mode):
-            raise TargetError(
-                ErrorCode.REFUSED,
-                "{} is not a regular file".format(self._place.manifest),
-                "move it away on the host",
-            )
+            raise _not_a_file(self._place.manifest)
         try:
             return Manifest.open(self._place.manifest)
         except ManifestDamaged as error:
@@ -269,6 +318,7 @@ class Opener:
         wanted = self._request.size
         if image.is_device:
             if image.size < wanted:
+                image.close()
                 raise TargetError(
                     ErrorCode.FULL,
                     "{} has {} bytes, the disk {}".format(path, image.size, wanted),
@@ -283,8 +333,11 @@ class Opener:
             return None
         if image.size < wanted:
             self._reasons.append("the image was shorter than the disk")
-            os.ftruncate(image.fd, wanted)  # only ever makes it longer
-            image.size = wanted
+            try:
+                image.extend(wanted)
+            except TargetError:
+                image.close()
+                raise
         return image
 
     def _fresh_fields(self, created: bool) -> Json:
@@ -310,10 +363,13 @@ class Opener:
         # Made under another name first: a power cut must not leave half a manifest.
         path = self._place.manifest
         draft = path + ".new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
             Manifest.create(draft, fields).close()
+            if os.path.lexists(path + "-journal"):
+                # Of the lost one, after a crash: SQLite would roll it back into the new one.
+                self._place.move_aside(path + "-journal")
             os.rename(draft, path)
             sync_directory(self._place.directory)
         except OSError as error:

@@ -3,6 +3,7 @@
 Nothing here truncates, removes or replaces anything (P9).
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -11,7 +12,7 @@ import os
 import random
 import stat
 import struct
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 from . import codec
 from .wire import SEGMENT_BLOCKS, ZERO, ErrorCode, Json
@@ -93,7 +94,8 @@ class Image:
         status = os.fstat(fd)
         self.is_device = stat.S_ISBLK(status.st_mode)
         self._device = status.st_rdev
-        self._ladder = [self._punch, self._zero_range, self._write_zeros]
+        self._ladder: Tuple[Callable[[int, int], None], ...]
+        self._ladder = (self._punch, self._zero_range, self._write_zeros)
 
     # Opening
 
@@ -103,9 +105,10 @@ class Image:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(path, flags, 0o600)
-            os.ftruncate(fd, size)
-            os.fsync(fd)
-            sync_directory(os.path.dirname(path))
+            with _closed_on_failure(fd):
+                os.ftruncate(fd, size)
+                os.fsync(fd)
+                sync_directory(os.path.dirname(path))
         except OSError as error:
             raise from_oserror(error, "creating", path) from error
         return cls(fd, path, size)
@@ -142,8 +145,17 @@ class Image:
             raise TargetError(
                 ErrorCode.REFUSED, "{} is in use on the host".format(path), "unmount it there"
             ) from error
-        answer = fcntl.ioctl(fd, _BLKGETSIZE64, b"\0" * 8)
+        with _closed_on_failure(fd):
+            answer = fcntl.ioctl(fd, _BLKGETSIZE64, b"\0" * 8)
         return cls(fd, path, struct.unpack("Q", answer)[0])
+
+    def extend(self, size: int) -> None:
+        """Make a file longer; what is added reads as zeros."""
+        try:
+            os.ftruncate(self.fd, max(size, os.fstat(self.fd).st_size))
+        except OSError as error:
+            raise from_oserror(error, "extending", self.path) from error
+        self.size = size
 
     def close(self) -> None:
         os.close(self.fd)
@@ -162,12 +174,14 @@ class Image:
         return [status.st_dev, status.st_ino, status.st_size, *times]
 
     def is_in_place(self) -> bool:
-        """False when the path no longer leads to the open file."""
+        """False when the path no longer leads to the open file, or that was cut short."""
+        status = os.fstat(self.fd)
         try:
             there = os.stat(self.path)
         except OSError:
             return False
-        return os.path.samestat(there, os.fstat(self.fd))
+        long_enough = self.is_device or status.st_size >= self.size
+        return os.path.samestat(there, status) and long_enough
 
     def _sectors_written(self) -> int:
         """Since the device appeared (Documentation/block/stat.rst); random when not readable."""
@@ -196,28 +210,35 @@ class Image:
             while done < len(view):
                 count = _pread_into(self.fd, view[done:], start + done)
                 if not count:
-                    raise TargetError(
-                        ErrorCode.CHANGED,
-                        "{} ends at {}, not at {}".format(self.path, start + done, self.size),
-                        "somebody shortened the image; move it away and run the command again",
-                    )
+                    raise self._shortened(start + done)
                 done += count
         except OSError as error:
             raise from_oserror(error, "reading", self.path) from error
+
+    def _shortened(self, end: int) -> TargetError:
+        return TargetError(
+            ErrorCode.CHANGED,
+            "{} ends at {}, not at {}".format(self.path, end, self.size),
+            "somebody shortened the image: run the same command again, it is compared anew then",
+        )
 
     def data_extents(self, start: int, end: int) -> Iterator[Tuple[int, int]]:
         """``(start, end)`` of what is allocated; the rest of the range is holes, that is zeros."""
         while start < end and not self.is_device:
             try:
                 data = os.lseek(self.fd, start, os.SEEK_DATA)
+                hole = os.lseek(self.fd, data, os.SEEK_HOLE) if data < end else end
             except OSError as error:
                 if error.errno == errno.ENXIO:
+                    # Nothing more up to the end of the file, wherever that is by now.
+                    length = os.fstat(self.fd).st_size
+                    if length < end:
+                        raise self._shortened(length) from error
                     return
                 break  # the file system can't tell: all of it is data
             if data >= end:
                 return
-            hole = min(os.lseek(self.fd, data, os.SEEK_HOLE), end)
-            yield data, hole
+            yield data, min(hole, end)
             start = hole
         if start < end:
             yield start, end
@@ -264,16 +285,18 @@ class Image:
 
     def _make_zero(self, start: int, length: int) -> None:
         while True:
+            ladder = self._ladder
             try:
-                self._ladder[0](start, length)
+                ladder[0](start, length)
             except OSError as error:
-                if error.errno not in _UNSUPPORTED or len(self._ladder) == 1:
+                if error.errno not in _UNSUPPORTED or len(ladder) == 1:
                     raise from_oserror(error, "zeroing", self.path) from error
             else:
                 # A device may take a discard and still return old data (thin pools do).
-                if not self.is_device or len(self._ladder) == 1 or self._is_zero(start, length):
+                if not self.is_device or len(ladder) == 1 or self._is_zero(start, length):
                     return
-            self._ladder.pop(0)
+            if self._ladder is ladder:  # else another thread has stepped down already
+                self._ladder = ladder[1:]
 
     def _punch(self, start: int, length: int) -> None:
         _fallocate(self.fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, start, length)
@@ -302,6 +325,15 @@ class Image:
             os.fdatasync(self.fd)
         except OSError as error:
             raise from_oserror(error, "flushing", self.path) from error
+
+
+@contextlib.contextmanager
+def _closed_on_failure(fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _not_an_image(path: str) -> TargetError:

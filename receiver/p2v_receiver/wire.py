@@ -39,6 +39,9 @@ MAX_BLOCK_SIZE = MAX_REQUEST
 DEFAULT_BLOCK_SIZE = 256 * 1024
 MAX_SIZE = 1 << 60  # bytes of a disk: bounds every offset computed from a peer's numbers
 MAX_EXTENTS = 4096  # in one list of extents
+MAX_SEGMENTS = 1 << 21  # of a disk: bounds what each end has to remember of one
+MAX_RUN = 4096  # blocks one ZEROS or VERIFY is about: the answer to it is a list of extents
+MAX_FETCH = 256  # segments one FETCH is about: what takes long comes in pieces
 
 DEFAULT_WINDOW = 64 * 1024 * 1024
 HEARTBEAT_S = 5.0
@@ -243,10 +246,18 @@ class Connection:
         """The bytes that go in front of the body.  Raises ProtocolError when it is not allowed."""
         if len(meta) > MAX_META or body_length > MAX_BODY:
             raise ProtocolError("a {} of this length can't be sent".format(kind.name))
-        self.state = next_state(self.state, self.role, kind)
+        self._advance(self.role, kind)
         head = HEADER.pack(MAGIC, kind, 0, self._sent, len(meta), body_length)
         self._sent = (self._sent + 1) & 0xFFFFFFFF
         return head + meta
+
+    def _advance(self, role: str, kind: FrameType) -> None:
+        before = self.state
+        after = next_state(before, role, kind)
+        # One thread sends while another one receives: a frame that changes nothing must not undo
+        # what the other direction changed in the meantime.
+        if after is not before:
+            self.state = after
 
     def buffer(self) -> memoryview:
         """Where the next received bytes belong; never empty."""
@@ -287,7 +298,7 @@ class Connection:
             if self._flags & FLAG_OPTIONAL:
                 return None
             raise ProtocolError("a frame of unknown type {} came".format(self._kind)) from None
-        self.state = next_state(self.state, self.peer, kind)
+        self._advance(self.peer, kind)
         body = self._body_view[: self._lengths[1]] if self._lengths[1] else _NOTHING
         return Frame(kind, (self._expected - 1) & 0xFFFFFFFF, bytes(self._meta), body)
 
@@ -308,6 +319,12 @@ def _unpack(layout: struct.Struct, meta: bytes, rest: int = 0) -> Tuple[Any, ...
     return layout.unpack_from(meta)
 
 
+def _run_length(total: int) -> int:
+    if not 0 < total <= MAX_RUN:
+        raise ProtocolError("a frame is about {} blocks, out of range".format(total))
+    return total
+
+
 class Segments(NamedTuple):
     """``total`` segments from ``first``; with SEGMENTS also the digest of their entries."""
 
@@ -321,7 +338,7 @@ class Segments(NamedTuple):
     @classmethod
     def unpack(cls, meta: bytes, with_digest: bool = False) -> "Segments":
         first, total = _unpack(_SEGMENTS, meta, ENTRY_SIZE if with_digest else 0)
-        if first + total > MAX_SIZE // MIN_BLOCK_SIZE or not total:
+        if first + total > MAX_SEGMENTS or not total:
             raise ProtocolError("segments {}+{} are out of range".format(first, total))
         return cls(first, total, meta[_SEGMENTS.size :])
 
@@ -351,7 +368,8 @@ class Blocks(NamedTuple):
 
     @classmethod
     def unpack(cls, meta: bytes) -> "Blocks":
-        return cls(*_unpack(_BLOCKS, meta))
+        first, total = _unpack(_BLOCKS, meta)
+        return cls(first, _run_length(total))
 
 
 class Data(NamedTuple):
@@ -386,7 +404,8 @@ class Verify(NamedTuple):
 
     @classmethod
     def unpack(cls, meta: bytes) -> "Verify":
-        return cls(*_unpack(_VERIFY, meta))
+        number, first, total = _unpack(_VERIFY, meta)
+        return cls(number, first, _run_length(total))
 
 
 def pack_number(number: int) -> bytes:
@@ -399,15 +418,28 @@ def unpack_number(meta: bytes) -> int:
 
 # Messages in JSON: rare, and free to grow (an end ignores fields it does not know).
 
+_MAX_DIGITS = 20
+
 
 def pack_json(message: Json) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
+def _parse_int(digits: str) -> int:
+    # Python 3.6 takes seconds to read a number of 256 KiB; no message has a use for a long one.
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError("a number of {} digits".format(len(digits)))
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError("{} is no number".format(name))  # NaN and the infinities are not JSON
+
+
 def unpack_json(meta: bytes) -> Json:
     """Raises ProtocolError for anything but one JSON object."""
     try:
-        message = json.loads(meta.decode())
+        message = json.loads(meta.decode(), parse_int=_parse_int, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("a message is not JSON: {}".format(error)) from None
     if not isinstance(message, dict):
@@ -424,7 +456,17 @@ def get(message: Json, name: str, kind: Type[_T]) -> _T:
     # bool is an int to isinstance, but a count of True is nonsense.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ProtocolError("field {!r} is missing or not {}".format(name, kind.__name__))
+    if isinstance(value, str):
+        _check_text(value, name)
     return value
+
+
+def _check_text(value: str, name: str) -> None:
+    # JSON can spell half of a surrogate pair, which no file name, log or database takes.
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ProtocolError("field {!r} is not text".format(name)) from None
 
 
 def get_int(message: Json, name: str, low: int = 0, high: int = MAX_SIZE) -> int:
@@ -446,7 +488,10 @@ def get_names(message: Json, name: str) -> List[str]:
 def get_pairs(message: Json, name: str) -> List[Tuple[int, int]]:
     """A list of ``[number, number]``: extents or runs.  Raises ProtocolError."""
     pairs = []
-    for item in get(message, name, list):
+    items = get(message, name, list)
+    if len(items) > MAX_EXTENTS:
+        raise ProtocolError("field {!r} is a list of {} pairs".format(name, len(items)))
+    for item in items:
         if not (isinstance(item, list) and len(item) == 2):
             raise ProtocolError("field {!r} is not a list of pairs".format(name))
         if not all(type(number) is int and 0 <= number <= MAX_SIZE for number in item):

@@ -1,11 +1,13 @@
-"""Fixtures for tests with real devices."""
+"""Fixtures for tests with real devices and with real users."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from tests.integration.cli import Lab
 from tests.integration.loop import Attach, attach_file
 
 
@@ -20,3 +22,10 @@ def cleanup() -> Iterator[ExitStack]:
 def attach(cleanup: ExitStack) -> Attach:
     """``attach(file, *losetup_options)`` → the loop device, for as long as the test runs."""
     return partial(attach_file, cleanup)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A user with the programs installed."""
+    with Lab(tmp_path) as one:
+        yield one

@@ -25,7 +25,7 @@ from p2v_sync.errors import (
     P2vError,
     PeerLost,
 )
-from p2v_sync.transport import bootstrap
+from p2v_sync.transport import bootstrap, ssh
 from p2v_sync.transport.address import SshTarget
 from p2v_sync.transport.ask import Secrets
 from p2v_sync.transport.ssh import SshDialer, SshOptions
@@ -249,6 +249,14 @@ def test_a_large_disk_in_band(sshd: Sshd, directory: Path) -> None:
     client.close()
     written = hashlib.sha256((directory / "job" / "sda.img").read_bytes()).digest()
     assert written == hashlib.sha256(noise(size)).digest()
+
+
+def test_new_keys_in_full_flow(
+    sshd: Sshd, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens after 16 GiB must not break the connection."""
+    monkeypatch.setattr(ssh, "_REKEY_BYTES", 5 * MIB)
+    test_a_large_disk_in_band(sshd, directory)
 
 
 def test_the_last_words_of_a_dead_receiver_are_told(

@@ -28,11 +28,11 @@ def taken_s(throttle: Throttle, clock: Clock, bodies: list[int]) -> float:
     return clock() - started_s
 
 
-@pytest.mark.parametrize("body", [1, 100, 64 * KIB, MIB, 4 * MIB])
+@pytest.mark.parametrize("body", [10_000, 64 * KIB, MIB, 4 * MIB])
 @pytest.mark.parametrize("rate", [100 * KIB, 3 * MIB, 50 * MIB])
 def test_the_rate_is_kept_within_five_percent(rate: int, body: int) -> None:
     clock = Clock()
-    bodies = [body] * max(1, 5 * rate // body) if body > 1 else [1] * 1000 + [5 * rate]
+    bodies = [body] * max(1, 5 * rate // body)
     seconds = taken_s(Throttle(rate, clock=clock, wait=clock.wait), clock, bodies)
     assert seconds == pytest.approx(sum(bodies) / rate, rel=0.05)
 

@@ -1,0 +1,77 @@
+"""Which blocks a verification looks at."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2v_receiver.wire import SEGMENT_BLOCKS, Layout
+from p2v_sync.engine.run import Run
+from p2v_sync.engine.verify import (
+    Check,
+    checks_of_all,
+    checks_of_sample,
+    checks_of_written,
+)
+from p2v_sync.units import MIB
+from tests.contract.lab import BLOCK, SEGMENT
+
+LAYOUTS = st.builds(
+    Layout, st.integers(1, 12 * SEGMENT), st.sampled_from([BLOCK, 64 * 1024, 4 * MIB])
+)
+
+
+def blocks_in(checks: list[Check]) -> list[int]:
+    return [at for check in checks for at in range(check.first, check.first + check.total)]
+
+
+@given(LAYOUTS)
+def test_all_is_every_block_once_against_the_source(layout: Layout) -> None:
+    checks = list(checks_of_all(layout))
+    assert blocks_in(checks) == list(range(layout.blocks))
+    assert all(check.against_source for check in checks)
+    assert sum(check.length(layout) for check in checks) == layout.size
+
+
+@given(LAYOUTS)
+def test_the_sample_has_both_ends_and_no_block_twice(layout: Layout) -> None:
+    checks = list(checks_of_sample(layout))
+    blocks = blocks_in(checks)
+    assert len(blocks) == len(set(blocks))
+    assert set(blocks) <= set(range(layout.blocks))
+    edge = [block for block in range(layout.blocks) if layout.extent(block, 1)[0] < MIB]
+    assert set(edge[: layout.blocks]) <= set(blocks)
+    assert layout.blocks - 1 in blocks
+    assert len(blocks) >= min(layout.blocks, 40)
+    assert all(check.against_source and check.total <= SEGMENT_BLOCKS for check in checks)
+
+
+def test_the_sample_is_another_one_each_time() -> None:
+    layout = Layout(1 << 40, BLOCK)
+    assert list(checks_of_sample(layout)) != list(checks_of_sample(layout))
+
+
+def test_neighbours_of_the_sample_are_asked_for_at_once() -> None:
+    checks = list(checks_of_sample(Layout(1 << 40, BLOCK)))
+    assert len(checks) <= 2 + 64
+
+
+@given(st.sets(st.integers(0, 4 * SEGMENT_BLOCKS - 1)))
+def test_written_is_what_the_run_sent_against_the_manifest(blocks: set[int]) -> None:
+    run = Run()
+    for block in blocks:
+        run.note_written(block, 1)
+    checks = list(checks_of_written(run.written))
+    assert blocks_in(checks) == sorted(blocks)
+    assert not any(check.against_source for check in checks)
+    assert all(
+        check.first // SEGMENT_BLOCKS == (check.first + check.total - 1) // SEGMENT_BLOCKS
+        for check in checks
+    )
+
+
+def test_runs_of_written_blocks_are_noted_whole() -> None:
+    run = Run()
+    run.note_written(SEGMENT_BLOCKS + 3, 4)
+    run.note_written(SEGMENT_BLOCKS + 5, 3)
+    assert list(checks_of_written(run.written)) == [Check(SEGMENT_BLOCKS + 3, 5, False)]
+    assert run.blocks_sent(SEGMENT_BLOCKS + 2, 3) == 2
+    assert run.blocks_sent(0, 3) == 0
