@@ -117,6 +117,7 @@ class SourceJudge:
         self._source = source
         self._identity = read_identity(source)
         self._stamp = source.stamp()
+        self._ledger: DiskLedger | None = None
         self.change: str | None = None
 
     def identity(self) -> Json:
@@ -141,7 +142,7 @@ class SourceJudge:
                 f"{self._source.path} is not the disk that this job copies: {reason}",
                 hint="name another --job for this disk",
             )
-        ledger.set_identity(self.identity())
+        self._ledger = ledger
 
     def check_source(self, recorded: Json | None) -> None:
         reason = self._difference(recorded)
@@ -150,6 +151,9 @@ class SourceJudge:
                 f"the image there is the copy of another disk than {self._source.path}: {reason}",
                 hint="name another --job for this disk",
             )
+        # Not before: a disk that was named by mistake must not become the job's.
+        if self._ledger is not None:
+            self._ledger.set_identity(self.identity())
 
     def _difference(self, recorded: Json | None) -> str | None:
         if recorded is None:

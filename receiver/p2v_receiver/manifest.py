@@ -145,7 +145,7 @@ class Manifest:
             raise ManifestDamaged(error.message) from error
         try:
             manifest._check()
-        except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+        except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
             manifest.close()
             raise ManifestDamaged("{}: {}".format(path, error)) from error
         except TargetError as error:
@@ -309,9 +309,11 @@ class Manifest:
     def mark_uncertain(self, segments: Iterable[int]) -> None:
         """P3: before segments are overwritten, say that they will be.
 
-        From then on nothing recorded of them counts until their next commit.
+        From then on nothing recorded of them counts until their next commit, and the image is no
+        picture of one moment until the pass is finished (P11).
         """
         with self._change():
+            self._db.execute("UPDATE image SET quiesced = 0")
             self._db.executemany(
                 "INSERT OR REPLACE INTO segments VALUES (?, NULL, x'', 1, ?)",
                 [(number, _row_seal(number, b"")) for number in segments],

@@ -151,7 +151,7 @@ class LiveSession:
                 return True
             elif frame.kind is FrameType.ERROR:
                 return False
-            elif frame.kind is not FrameType.LOG:
+            else:
                 bulk.handle(frame)
 
     def _queue(self, tasks: "queue.Queue[Any]", task: Any) -> None:
@@ -318,23 +318,38 @@ class Server:
 
     def _run_session(self, stream: FrameStream, request: Request) -> None:
         self._end_former(request)
-        with opened(self.root, request) as (place, target):
-            live = LiveSession(Session(place, target), stream, request.run)
-            name = (request.job, request.disk)
-            with self._changed:
-                self._sessions[live.id] = live
-                self._by_disk[name] = live
-            log("{}/{}: opened".format(*name))
-            try:
-                stream.send(FrameType.OPENED, wire.pack_json(_opened(live, target)))
-                if live.run_control():
-                    self.closed_in_due_form += 1
-            except StreamLost as error:
-                log("{}/{}: {}".format(name[0], name[1], error))
-            except Exception as error:  # noqa: BLE001 - handed over to the sender
-                live.fail(error)
-            finally:
-                self._end_session(live, name)
+        name = (request.job, request.disk)
+        live: Optional[LiveSession] = None
+        try:
+            with opened(self.root, request) as (place, target):
+                live = LiveSession(Session(place, target), stream, request.run)
+                with self._changed:
+                    self._sessions[live.id] = live
+                    self._by_disk[name] = live
+                log("{}/{}: opened".format(*name))
+                try:
+                    self._work(live, stream, target, name)
+                finally:
+                    self._end_session(live, name)
+        finally:
+            # Only now is the lock free: a sender that comes back waits for this.
+            if live is not None:
+                with self._changed:
+                    del self._sessions[live.id], self._by_disk[name]
+                    self._changed.notify_all()
+                log("{}/{}: closed".format(*name))
+
+    def _work(
+        self, live: LiveSession, stream: FrameStream, target: Opened, name: Tuple[str, str]
+    ) -> None:
+        try:
+            stream.send(FrameType.OPENED, wire.pack_json(_opened(live, target)))
+            if live.run_control():
+                self.closed_in_due_form += 1
+        except StreamLost as error:
+            log("{}/{}: {}".format(name[0], name[1], error))
+        except Exception as error:  # noqa: BLE001 - handed over to the sender
+            live.fail(error)
 
     def _end_session(self, live: LiveSession, name: Tuple[str, str]) -> None:
         try:
@@ -344,11 +359,6 @@ class Server:
             live.session.finish()
         except TargetError as error:
             log("{}/{}: {}".format(name[0], name[1], error.message))
-        finally:
-            with self._changed:
-                del self._sessions[live.id], self._by_disk[name]
-                self._changed.notify_all()
-            log("{}/{}: closed".format(*name))
 
     def _end_former(self, request: Request) -> None:
         """A sender that comes back gets its old session ended; anybody else's is respected."""

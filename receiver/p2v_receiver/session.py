@@ -4,16 +4,18 @@ Several connections call in at the same time, each from its own thread.  The ord
 promises: P3 intent (``mark_uncertain``) → write → P2 flush → manifest commit → acknowledgement.
 """
 
+import contextlib
 import functools
+import os
 import threading
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 from . import codec
 from .store import Opened, Place
 from .target import TargetError, aligned_buffer
 from .wire import (
     ENTRY_SIZE,
-    MAX_EXTENTS,
+    MAX_FETCH,
     SEGMENT_BLOCKS,
     UNKNOWN,
     ZERO,
@@ -28,10 +30,13 @@ from .wire import (
     get,
     get_int,
     get_pairs,
+    pack_json,
 )
 
 _INTENT_SEGMENTS = 8  # marked by one commit: a flush per segment would slow an initial pass down
 _READ_SIZE = 1024 * 1024
+_MAX_IDENTITY = 16 * 1024  # of a source, in JSON
+_MAX_UNREADABLE = 1 << 16
 
 
 class Committed(NamedTuple):
@@ -69,17 +74,21 @@ class Session:
         self._seed: int = header["seed"]
         self._digest = codec.digest_function(header["digest"], self._seed)
         self._strong = codec.strong_digest(self._seed)
-        self._zero_segment = codec.entries_digest(ZERO * SEGMENT_BLOCKS)
+        self._zero_entries = ZERO * SEGMENT_BLOCKS
+        self._zero_segment = codec.entries_digest(self._zero_entries)
         # Guards what follows, and makes marking and committing exclude each other.
         self._lock = threading.Lock()
         self._committing = threading.Lock()
-        self._entries: Dict[int, bytearray] = {}  # of segments that differ from the manifest
+        # Of segments that differ from the manifest; bytes until one is written to, so that many
+        # that are all zero share one object.
+        self._entries: Dict[int, Union[bytes, bytearray]] = {}
         self._marked: Set[int] = set()  # durably uncertain, so free to be written to
         self._complete: Set[int] = set()  # since the last commit
         self._writes: Dict[int, int] = {}  # segment → how often it was written to
         self._unreadable: List[Tuple[int, int]] = []
         self._dirty = False
-        self._poisoned = False
+        self._poison: Optional[BaseException] = None  # the first failure
+        self._began = False
         self._quiesced = True
         self._blocks_written = 0
         self._blocks_zeroed = 0
@@ -91,16 +100,24 @@ class Session:
         kind = get(message, "kind", str)
         if kind not in ("initial", "incremental", "final", "seed"):
             raise ProtocolError("there is no pass of kind {!r}".format(kind[:40]))
+        source = get(message, "source", dict)
+        if len(pack_json(source)) > _MAX_IDENTITY:
+            raise ProtocolError("the source's identity is too long")  # it goes into each OPENED
         self._quiesced = kind != "seed"  # P11
-        self._manifest.begin_pass(kind, get(message, "source", dict))
+        self._manifest.begin_pass(kind, source)
+        self._began = True
 
     def fetch(self, wanted: Segments, answer: Callable[[Segments, bytes], None]) -> None:
         """FETCH: what the target holds, from the manifest or, if uncertain, from the image."""
+        if wanted.total > MAX_FETCH:
+            raise ProtocolError("{} segments are fetched at once".format(wanted.total))
         self._check_segments(wanted)
         buffer = aligned_buffer(max(_READ_SIZE, self.layout.block_size))
         zero_from = wanted.first
         for number in range(wanted.first, wanted.first + wanted.total):
-            entries = self._known(number) or self._redigest(number, buffer)
+            with self._lock:
+                known = self._known(number)
+            entries = known or self._redigest(number, buffer)
             if entries != self.layout.zero_entries(number):
                 if zero_from < number:
                     answer(Segments(zero_from, number - zero_from), b"")
@@ -110,19 +127,25 @@ class Session:
             answer(Segments(zero_from, wanted.first + wanted.total - zero_from), b"")
 
     def _known(self, number: int) -> Optional[bytes]:
-        with self._lock:
-            if number in self._entries:
-                return bytes(self._entries[number])
-            recorded = self._manifest.segment(number, self.layout)
-            return None if recorded.uncertain else recorded.entries
+        """What is known of a segment; None: it is uncertain.  The lock is held."""
+        if number in self._entries:
+            return bytes(self._entries[number])
+        recorded = self._manifest.segment(number, self.layout)
+        return None if recorded.uncertain else recorded.entries
 
     def _redigest(self, number: int, buffer: memoryview) -> bytes:
         start, end = self.layout.segment_extent(number)
         entries = self._image.entries(start, end, self.layout.block_size, self._digest, buffer)
+        if entries == self._zero_entries:
+            entries = self._zero_entries
         with self._lock:
+            # Whoever wrote to it in the meantime knows better.
+            known = self._known(number)
+            if known is not None:
+                return known
             # What was read may still be only in the page cache: it counts as written, and is
             # recorded by the next checkpoint, after its flush.
-            self._entries[number] = bytearray(entries)
+            self._entries[number] = entries
             self._marked.add(number)
             self._dirty = True
         return entries
@@ -173,12 +196,19 @@ class Session:
         """Write blocks; until that is done nothing is known of them."""
         total = len(entries) // ENTRY_SIZE
         self._record(first, UNKNOWN * total)
-        try:
+        with self._poisoning():
             write()
-        except TargetError:
-            self._poisoned = True
-            raise
         self._record(first, entries)
+
+    @contextlib.contextmanager
+    def _poisoning(self) -> Iterator[None]:
+        """Around what writes to image or manifest: after a failure nothing is recorded any more."""
+        self._refuse_if_poisoned()
+        try:
+            yield
+        except BaseException as error:
+            self._poison = self._poison or error
+            raise
 
     def _record(self, first: int, entries: bytes) -> None:
         """Note entries of blocks that may cross into the next segments."""
@@ -190,6 +220,7 @@ class Session:
                 known = self._writable(number)
                 known[index * ENTRY_SIZE : index * ENTRY_SIZE + count] = entries[at : at + count]
                 self._writes[number] = self._writes.get(number, 0) + 1
+                self._complete.discard(number)
                 at += count
             self._dirty = True
 
@@ -199,9 +230,13 @@ class Session:
             last = min(number + _INTENT_SEGMENTS, self.layout.segments)
             ahead = [number] + [each for each in range(number + 1, last) if self._load(each)]
             self._load(number, even_uncertain=True)
-            self._manifest.mark_uncertain(ahead)
+            with self._poisoning():
+                self._manifest.mark_uncertain(ahead)
             self._marked.update(ahead)
-        return self._entries[number]
+        known = self._entries[number]
+        if not isinstance(known, bytearray):
+            known = self._entries[number] = bytearray(known)
+        return known
 
     def _load(self, number: int, even_uncertain: bool = False) -> bool:
         """Take over what the manifest says of a segment; of an uncertain one that is nothing."""
@@ -210,7 +245,7 @@ class Session:
             if recorded.uncertain and not even_uncertain:
                 return False
             nothing = UNKNOWN * self.layout.blocks_in(number)
-            self._entries[number] = bytearray(nothing if recorded.uncertain else recorded.entries)
+            self._entries[number] = nothing if recorded.uncertain else recorded.entries
         return True
 
     def segments(self, message: Segments) -> None:
@@ -226,7 +261,11 @@ class Session:
             self._complete.update(range(message.first, message.first + message.total))
 
     def _digests(self, message: Segments) -> List[bytes]:
-        """The digest of each segment's entries, as they are now.  The lock is held."""
+        """The digest of each segment's entries, as they are now; empty when they are uncertain.
+
+        The lock is held.
+        """
+        rest_is_zero = self._manifest.rest_is_zero()
         recorded = self._manifest.segment_digests(message.first, message.total)
         digests = []
         for number in range(message.first, message.first + message.total):
@@ -234,6 +273,8 @@ class Session:
                 digests.append(codec.entries_digest(bytes(self._entries[number])))
             elif number in recorded:
                 digests.append(recorded[number])
+            elif not rest_is_zero:
+                digests.append(b"")
             elif self.layout.blocks_in(number) == SEGMENT_BLOCKS:
                 digests.append(self._zero_segment)
             else:
@@ -248,15 +289,25 @@ class Session:
 
     def unreadable(self, message: Json) -> None:
         """UNREADABLE: the sender filled these extents with zeros (P12)."""
+        extents = self._get_extents(message, "extents")
         with self._lock:
-            self._unreadable.extend(get_pairs(message, "extents")[:MAX_EXTENTS])
+            if len(self._unreadable) + len(extents) > _MAX_UNREADABLE:
+                raise ProtocolError("there are too many unreadable extents between checkpoints")
+            self._unreadable.extend(extents)
             self._dirty = True
+
+    def _get_extents(self, message: Json, name: str) -> List[Tuple[int, int]]:
+        extents = get_pairs(message, name)
+        if any(start + length > self.layout.size for start, length in extents):
+            raise ProtocolError("field {!r} has an extent that is not on this disk".format(name))
+        return extents
 
     # Checkpoints
 
     def checkpoint(self, quiet: bool = False) -> Committed:
         """P2: flush, then record, then tell.  ``quiet``: nothing is being written any more."""
         with self._committing:
+            self._refuse_if_poisoned()
             with self._lock:
                 entries = {number: bytes(packed) for number, packed in self._entries.items()}
                 complete = self._complete | set(entries) if quiet else set(self._complete)
@@ -265,36 +316,38 @@ class Session:
                 dirty = self._dirty or not complete.isdisjoint(entries)
                 self._dirty = False
             if dirty:
-                self._flush(entries)
+                self._flush()
             done = self._commit(entries, complete, writes) if dirty else complete
             with self._lock:
                 self._complete -= done
             header = self._manifest.header()
             return Committed(header["generation"], header["commit_id"], runs(done))
 
-    def _flush(self, entries: Dict[int, bytes]) -> None:
-        self._refuse_if_poisoned()
-        try:
-            self._image.sync()
-        except TargetError:
-            # The kernel may have dropped the pages and call them clean: only sending everything
-            # again since the last checkpoint makes it true (P2).
-            self._poisoned = True
-            self._manifest.forget(entries, self.layout)
-            raise
-        if not self._image.is_in_place():
-            self._poisoned = True
-            raise TargetError(
-                ErrorCode.CHANGED,
-                "{} was removed or replaced while it was written to".format(self._image.path),
-                "run the same command again",
-            )
+    def _flush(self) -> None:
+        with self._poisoning():
+            try:
+                self._image.sync()
+            except TargetError as error:
+                self._poison = self._poison or error
+                # The kernel may have dropped the pages and call them clean: only sending all again
+                # that was written since the last checkpoint makes it true (P2), what came after
+                # the snapshot as well.
+                with self._lock:
+                    self._manifest.forget(list(self._entries), self.layout)
+                raise
+            if not self._image.is_in_place():
+                raise TargetError(
+                    ErrorCode.CHANGED,
+                    "{} was removed, replaced or cut while it was written to".format(
+                        self._image.path
+                    ),
+                    "run the same command again",
+                )
 
     def _refuse_if_poisoned(self) -> None:
-        if self._poisoned:
-            raise TargetError(
-                ErrorCode.IO, "nothing more is recorded after a failed write or flush"
-            )
+        """Raises the first failure again: the sender is to hear that one, whoever tells it."""
+        if self._poison is not None:
+            raise self._poison
 
     def _commit(
         self, entries: Dict[int, bytes], complete: Set[int], writes: Dict[int, int]
@@ -303,8 +356,10 @@ class Session:
         more; one that was written to after the snapshot stays uncertain."""
         identity = self._image.identity()
         with self._lock:
+            self._refuse_if_poisoned()
             done = {each for each in complete if self._writes.get(each) == writes.get(each)}
-            self._manifest.commit(entries, done, identity, self._unreadable)
+            with self._poisoning():
+                self._manifest.commit(entries, done, identity, self._unreadable)
             self._unreadable = []
             self._marked -= done
             for number in done.intersection(entries):
@@ -314,6 +369,8 @@ class Session:
 
     def end(self, message: Json) -> Json:
         """END: the pass is over if both sides counted and digested the same (P7)."""
+        if not self._began:
+            raise ProtocolError("a pass ends that was not begun")
         committed = self.checkpoint(quiet=True)
         with self._lock:
             counted = (self._blocks_written, self._blocks_zeroed)
@@ -334,7 +391,7 @@ class Session:
                 ),
                 "run the same command again: the whole image is compared then",
             )
-        extents = get_pairs(message, "unreadable")[:MAX_EXTENTS]
+        extents = self._get_extents(message, "unreadable")
         quiesced = self._quiesced and get(message, "quiesced", bool)
         self._manifest.finish_pass(quiesced, extents, self._image.identity())
         self._write_map(extents)
@@ -352,7 +409,7 @@ class Session:
 
         A convenience beside the image: the manifest has the list that counts.
         """
-        if not extents:
+        if not extents and not os.path.lexists(self._place.map):
             return
         lines = ["# Mapfile. Written by p2v-sync", "0x00000000     +               1"]
         at = 0
@@ -362,8 +419,9 @@ class Session:
             if length:
                 lines.append("0x{:08X}  0x{:08X}  -".format(start, length))
             at = start + length
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            with open(self._place.map, "w") as file:
+            with os.fdopen(os.open(self._place.map, flags, 0o600), "w") as file:
                 file.write("\n".join(lines) + "\n")
         except OSError:
             return
@@ -393,20 +451,34 @@ class Session:
             != wanted[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]
         )
         with self._lock:
-            self._manifest.forget_blocks(wrong, self.layout)
+            self._forget(wrong)
         return wrong
+
+    def _forget(self, runs_of_blocks: List[Tuple[int, int]]) -> None:
+        """Nothing is known of these blocks any more, whatever was written.  The lock is held."""
+        for first, total in runs_of_blocks:
+            for block in range(first, first + total):
+                number, index = divmod(block, SEGMENT_BLOCKS)
+                if number in self._entries:
+                    entries = bytearray(self._entries[number])
+                    entries[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = UNKNOWN
+                    self._entries[number] = entries
+        with self._poisoning():
+            self._manifest.forget_blocks(runs_of_blocks, self.layout)
 
     def _recorded(self, message: Verify) -> bytes:
         first, index = divmod(message.first, SEGMENT_BLOCKS)
         last = (message.first + message.total - 1) // SEGMENT_BLOCKS
-        entries = b"".join(
-            self._manifest.segment(number, self.layout).entries for number in range(first, last + 1)
-        )
+        with self._lock:
+            entries = b"".join(
+                self._known(number) or UNKNOWN * self.layout.blocks_in(number)
+                for number in range(first, last + 1)
+            )
         return entries[index * ENTRY_SIZE : (index + message.total) * ENTRY_SIZE]
 
     # Ending
 
     def finish(self) -> None:
         """All connections are gone: record what they had written."""
-        if not self._poisoned:
+        if self._poison is None:
             self.checkpoint(quiet=True)

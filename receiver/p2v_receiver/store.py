@@ -15,7 +15,7 @@ import signal
 import stat
 import time
 import uuid
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from . import codec
 from .manifest import Manifest, ManifestDamaged, seed_to_column
@@ -169,10 +169,12 @@ class Lock:
         if self._try():
             return
         pid, holder = self._holder()
-        # The same sender, back after its link died: its old receiver may not know that yet.
-        if holder == run and pid not in (0, os.getpid()):
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGTERM)
+        # The same sender, back after its link died: its old receiver may not know that yet, or be
+        # busy opening or recording.
+        if holder == run and pid:
+            if pid != os.getpid():
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + _TAKEOVER_S
             while time.monotonic() < deadline:
                 if self._try():

@@ -173,7 +173,8 @@ _STEERING = [_F.BEGIN, _F.FETCH, _F.CHECKPOINT]
 _STEERING_ANSWERS = [_F.DIGESTS, _F.COMMITTED]
 _ALL_ANSWERS = _BULK_ANSWERS + _STEERING_ANSWERS
 
-# state → (who, frame) → next state.  PING, LOG and ERROR are allowed everywhere but in DONE.
+# state → (who, frame) → next state.  PING, ERROR and (from the receiver) LOG are allowed
+# everywhere but in DONE.
 # Both ends run the same table on what they send and what they receive.
 TRANSITIONS: Dict[State, _Rules] = {
     _S.START: {(SENDER, _F.HELLO): _S.GREETED},
@@ -191,12 +192,12 @@ TRANSITIONS[_S.CONTROL].update({(SENDER, _F.END): _S.ENDING, (SENDER, _F.CLOSE):
 TRANSITIONS[_S.STREAM][(SENDER, _F.CLOSE)] = _S.CLOSING
 TRANSITIONS[_S.ENDING][(RECEIVER, _F.ENDED)] = _S.CONTROL
 TRANSITIONS[_S.CLOSING][(RECEIVER, _F.CLOSED)] = _S.DONE
-_ANYWHERE = frozenset([_F.PING, _F.LOG, _F.ERROR])
+_ANYWHERE = {SENDER: (_F.PING, _F.ERROR), RECEIVER: (_F.PING, _F.ERROR, _F.LOG)}
 
 
 def next_state(state: State, role: str, kind: FrameType) -> State:
     """Where a connection in ``state`` is after ``role`` sent ``kind``.  Raises ProtocolError."""
-    if kind in _ANYWHERE and state is not State.DONE:
+    if kind in _ANYWHERE[role] and state is not State.DONE:
         return State.DONE if kind is FrameType.ERROR else state
     try:
         return TRANSITIONS[state][(role, kind)]

@@ -13,6 +13,7 @@ from p2v_sync.transport.channel import Pipe
 from tests.contract.lab import BLOCK, MemorySource, letters
 
 SECTOR = 512
+_BULK = 16 * 1024  # longer writes are bodies alone (stream.FrameStream)
 
 
 class FaultySource(MemorySource):
@@ -49,9 +50,10 @@ class Fault:
     """What happens to one direction of a link at a byte of it."""
 
     cut_after: int | None = None
-    flip: int | None = None
+    flip: int | None = None  # of the bytes of bulk bodies
     stall: int | None = None
     done: int = 0
+    bulk: int = 0
     struck: bool = False
 
     def room(self, wanted: int) -> int:
@@ -62,9 +64,11 @@ class Fault:
     def take(self, data: memoryview) -> bytes:
         """``data`` as it comes out at the other end."""
         passed = bytearray(data)
-        if self.flip is not None and self.done <= self.flip < self.done + len(passed):
-            passed[self.flip - self.done] ^= 0x10
-            self.struck = True
+        if len(passed) > _BULK:
+            if self.flip is not None and self.bulk <= self.flip < self.bulk + len(passed):
+                passed[self.flip - self.bulk] ^= 0x10
+                self.struck = True
+            self.bulk += len(passed)
         self.done += len(passed)
         return bytes(passed)
 

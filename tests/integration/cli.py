@@ -239,7 +239,7 @@ class Lab:
             file.write(generator.randbytes(size // 4))
             file.write(bytes(size // 8))
             file.seek(size // 2)
-            text = b"".join(b"Nov 22 03:14:07 db1 line %d\n" % n for n in range(size // 256))
+            text = b"".join(b"Nov 22 03:14:07 db1 line %d\n" % n for n in range(size // 64))
             file.write(text[: size // 4])
             file.seek(size - size // 8)
             file.write(generator.randbytes(size // 8))

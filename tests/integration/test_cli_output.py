@@ -76,7 +76,7 @@ def test_json_errors_leave_standard_output_to_the_objects(lab: Lab) -> None:
 
 
 def test_plain_lines_while_it_lasts(lab: Lab) -> None:
-    image = lab.noise(size=13 * MIB)
+    image = lab.noise(size=11 * MIB)
     done = lab.p2v("sync", image, lab.out, "--rate", "1M", "--verify", "none")
     lines = done.err.splitlines()
     assert len(lines) == 3

@@ -314,6 +314,8 @@ class TestWhoeverElseCalls:
             started_s = time.monotonic()
             greet(receiver.dialer())
             assert time.monotonic() - started_s < 5
+            status = Path(f"/proc/{receiver.pid}/status").read_text()
+            assert int(status.partition("Threads:")[2].split()[0]) < 80
 
     def test_a_hundred_who_only_begin(self, receiver: Receiver) -> None:
         with contextlib.ExitStack() as stack:

@@ -11,7 +11,7 @@ import pytest
 
 from p2v_receiver import wire
 from p2v_receiver.serve import Server
-from p2v_receiver.stream import FrameStream, SocketPipe
+from p2v_receiver.stream import FdPipe, FrameStream, SocketPipe
 from p2v_sync.engine import ports
 from p2v_sync.errors import ConfigError, ConnectFailed, PeerLost
 from p2v_sync.transport.channel import StreamChannel
@@ -190,7 +190,29 @@ def test_a_peer_is_not_silent_while_nobody_listens() -> None:
     busy.start_heartbeat()
     client = Client(StreamChannel(SocketPipe(ours)))
     client.channel.send(wire.FrameType.HELLO, b"{}")
-    threading.Event().wait(1.5)
     assert busy.receive().kind is wire.FrameType.HELLO
+    client.channel.send(wire.FrameType.ERROR, b"{}")
+    threading.Event().wait(1.5)
+    assert busy.receive().kind is wire.FrameType.ERROR
     busy.close()
     client.channel.close()
+
+
+def test_close_wakes_a_receiver_whose_ssh_takes_nothing_more() -> None:
+    """Else it would hold the image's lock for as long as sshd keeps a dead link."""
+    input_fd, output_fd = os.pipe()
+    pipe = FdPipe(input_fd, output_fd)
+    failed = threading.Event()
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="closed"):
+            pipe.sendall(bytes(1 << 20))
+        failed.set()
+
+    threading.Thread(target=fill).start()
+    assert not failed.wait(0.2)
+    pipe.close()
+    assert failed.wait(5)
+    assert pipe.recv_into(memoryview(bytearray(10))) == 0
+    os.close(input_fd)
+    os.close(output_fd)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2v_receiver.wire import SEGMENT_BLOCKS, Layout
+from p2v_receiver.wire import MAX_RUN, SEGMENT_BLOCKS, Layout
 from p2v_sync.engine.run import Run
 from p2v_sync.engine.verify import (
     Check,
@@ -41,7 +41,7 @@ def test_the_sample_has_both_ends_and_no_block_twice(layout: Layout) -> None:
     assert set(edge[: layout.blocks]) <= set(blocks)
     assert layout.blocks - 1 in blocks
     assert len(blocks) >= min(layout.blocks, 40)
-    assert all(check.against_source and check.total <= SEGMENT_BLOCKS for check in checks)
+    assert all(check.against_source and check.total <= MAX_RUN for check in checks)
 
 
 def test_the_sample_is_another_one_each_time() -> None:

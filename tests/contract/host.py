@@ -1,0 +1,126 @@
+"""The receiver's machine, which can lose its power: what was not flushed may be gone then.
+
+Real files, but every write remembers what was there before until it is flushed.  The image's times
+are replaced by a counter, because a file system may bring back an older time after a power cut,
+just the one that the manifest knows.
+"""
+
+import contextlib
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from p2v_receiver import store
+from p2v_receiver.manifest import Manifest
+from p2v_receiver.target import Image, TargetError
+from p2v_receiver.wire import ErrorCode
+
+
+class Host:
+    """``dies_at``: the power goes at that operation (write, flush, commit) from now, counted from 1.
+
+    ``going_down`` is called then; it has to cut the connections.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.is_dead = False
+        self.dies_at: int | None = None
+        self.operations = 0
+        self.going_down = lambda: None
+        self.versions: dict[int, int] = defaultdict(int)
+        self._flushed: dict[int, int] = {}
+        self._unflushed: list[tuple[str, int, bytes]] = []
+
+    def step(self) -> None:
+        """An operation that a dead machine does not do."""
+        with self.lock:
+            self.operations += 1
+            if self.dies_at is not None and not self.is_dead:
+                self.dies_at -= 1
+                if self.dies_at <= 0:
+                    self.is_dead = True
+            if not self.is_dead:
+                return
+        self.going_down()
+        raise TargetError(ErrorCode.IO, "the power is gone")
+
+    def touch(self, path: str) -> None:
+        """Somebody else changed the file."""
+        self.versions[os.stat(path).st_ino] += 1
+
+    def wrote(self, image: Image, start: int, length: int) -> None:
+        """About to change a range."""
+        self._unflushed.append((image.path, start, os.pread(image.fd, length, start)))
+        self.versions[os.fstat(image.fd).st_ino] += 1
+
+    def flushed(self, image: Image) -> None:
+        self._unflushed = [each for each in self._unflushed if each[0] != image.path]
+        number = os.fstat(image.fd).st_ino
+        self._flushed[number] = self.versions[number]
+
+    def come_back(self, *, is_lost: Callable[[], bool], time_goes_back: bool) -> None:
+        """Power again.  ``is_lost`` is asked for every write that was not flushed."""
+        for path, start, before in reversed(self._unflushed):
+            if is_lost() and os.path.exists(path):
+                with open(path, "r+b") as file:
+                    file.seek(start)
+                    file.write(before)
+        self._unflushed = []
+        if time_goes_back:
+            self.versions.update(self._flushed)
+        self.is_dead = False
+        self.dies_at = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """The receiver's files are those of this machine."""
+        image, manifest = _parts_of(self)
+        with (
+            mock.patch.object(store, "Image", image),
+            mock.patch.object(store, "Manifest", manifest),
+        ):
+            yield
+
+
+def _parts_of(host: Host) -> tuple[type[Image], type[Manifest]]:
+    class ForgetfulImage(Image):
+        def identity(self) -> list[int]:
+            status = os.fstat(self.fd)
+            return [
+                status.st_dev,
+                status.st_ino,
+                status.st_size,
+                host.versions[status.st_ino],
+            ]
+
+        def write(self, data: memoryview, start: int) -> None:
+            host.step()
+            with host.lock:
+                host.wrote(self, start, len(data))
+                super().write(data, start)
+
+        def make_zero(self, start: int, length: int) -> None:
+            host.step()
+            with host.lock:
+                host.wrote(self, start, length)
+                super().make_zero(start, length)
+
+        def sync(self) -> None:
+            host.step()
+            with host.lock:
+                super().sync()
+                host.flushed(self)
+            host.step()
+
+    class MortalManifest(Manifest):
+        @contextlib.contextmanager
+        def _change(self, *arguments: Any) -> Iterator[None]:
+            host.step()
+            with super()._change(*arguments):
+                yield
+
+    return ForgetfulImage, MortalManifest
