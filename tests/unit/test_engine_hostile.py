@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from p2v_receiver import codec, wire
+from p2v_receiver import wire
 from p2v_receiver.wire import Frame, FrameType
 from p2v_sync.errors import (
     IntegrityError,
@@ -32,10 +32,9 @@ from tests.contract.by_hand import (
     committed,
     ended,
     segments,
-    written,
     zeros,
 )
-from tests.contract.lab import BLOCK, SEGMENT, Lab, MemorySource, patterned
+from tests.contract.lab import SEGMENT, Lab, MemorySource, patterned
 
 SOON_S = 5.0
 T = FrameType
