@@ -24,7 +24,7 @@ from p2v_sync.engine.verify import (
     checks_of_sample,
     checks_of_written,
 )
-from p2v_sync.errors import Interrupted, P2vError, VerifyMismatch
+from p2v_sync.errors import Interrupted, P2vError, TargetLocked, VerifyMismatch
 from p2v_sync.events import (
     Counters,
     Event,
@@ -137,8 +137,11 @@ class Replication:
                     given_up_at = time.monotonic() + self._options.retry_for_s
                 delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
                 is_over = time.monotonic() + delay_s > given_up_at
+                # Once we were connected, the lock is held by our own former session, which may
+                # have much to flush yet.
+                may_go_away = error.retryable or isinstance(error, TargetLocked)
                 # What was never reached is more likely a wrong address than a broken link.
-                if not error.retryable or is_over or not self._was_connected:
+                if not may_go_away or is_over or not self._was_connected:
                     raise
                 failures += 1
                 self._around.observe(Reconnecting(self._disk.name, error.message, delay_s))

@@ -7,7 +7,7 @@ it is raised from every call that waits or sends from then on.
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from p2v_receiver import codec, wire
 from p2v_receiver.wire import ErrorCode, Frame, FrameType, Json, Layout
@@ -458,7 +458,7 @@ class Session:
         self._send_control(FrameType.END, wire.pack_json(message))
         with self._changed:
             self._wait(lambda: self._ended is not None)
-            ended: Json = self._ended or {}
+            ended = cast(Json, self._ended)
         if ended.get("digest") != message["digest"]:
             raise IntegrityError("the receiver ended the pass with another digest")
         try:

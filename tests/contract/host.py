@@ -19,8 +19,12 @@ from p2v_receiver.target import Image, TargetError
 from p2v_receiver.wire import ErrorCode
 
 
+def _nothing() -> None:
+    pass
+
+
 class Host:
-    """``dies_at``: the power goes at that operation (write, flush, commit) from now, counted from 1.
+    """``dies_at``: the power goes at that operation (write, flush, commit) from now, 1 the next.
 
     ``going_down`` is called then; it has to cut the connections.
     """
@@ -30,7 +34,7 @@ class Host:
         self.is_dead = False
         self.dies_at: int | None = None
         self.operations = 0
-        self.going_down = lambda: None
+        self.going_down: Callable[[], None] = _nothing
         self.versions: dict[int, int] = defaultdict(int)
         self._flushed: dict[int, int] = {}
         self._unflushed: list[tuple[str, int, bytes]] = []

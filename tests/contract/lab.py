@@ -155,6 +155,11 @@ class InProcessDialer:
         return StreamChannel(self.wrap(SocketPipe(self.receiver.connect())))
 
 
+def ignore(event: Event) -> None:
+    """An observer that looks away."""
+    del event
+
+
 @dataclass
 class Lab:
     """One disk, one job, one receiver's directory; every ``sync`` is a process of its own."""
@@ -167,7 +172,7 @@ class Lab:
     digest: str | None = None
     create: bool = True
     events: list[Event] = field(default_factory=list)
-    observe: Callable[[Event], None] = lambda event: None
+    observe: Callable[[Event], None] = ignore
 
     def __post_init__(self) -> None:
         self.receiver = Receiver(self.root)

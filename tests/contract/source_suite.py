@@ -1,4 +1,6 @@
-"""What every ``engine.ports.Source`` does: a suite to inherit from, with a ``make`` of one's own."""
+"""What every ``engine.ports.Source`` does: a suite to inherit from, with one's own ``make``."""
+
+from itertools import pairwise
 
 import pytest
 
@@ -38,7 +40,7 @@ class SourceSuite:
     )
     def test_what_is_no_data_is_zero(self, source: Source, start: int, end: int) -> None:
         extents = list(source.data_extents(start, end))
-        assert all(a.end <= b.start for a, b in zip(extents, extents[1:], strict=False))
+        assert all(a.end <= b.start for a, b in pairwise(extents))
         assert all(start <= each.start and each.end <= end and each.length for each in extents)
         rest = bytearray(CONTENT)
         for each in extents:

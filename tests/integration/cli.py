@@ -192,7 +192,7 @@ class Lab:
     ) -> Done:
         """Must succeed; ``--json`` is added."""
         where = self.out if target is None else target
-        return self.p2v("sync", source, where, "--json", *options, **environ)
+        return self.p2v("sync", source, where, "--json", *options, code=0, **environ)
 
     def fails(self, code: int, *arguments: str | Path, say: str = "", **environ: str) -> Done:
         """``p2v-sync ARGUMENTS`` must say once what is wrong: ``say``, a pattern."""

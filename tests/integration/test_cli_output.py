@@ -134,7 +134,7 @@ def test_bars_on_a_terminal(lab: Lab, columns: int) -> None:
     image = lab.noise(size=6 * MIB)
     other = lab.noise("other.img", size=6 * MIB)
     environ = {key: value for key, value in lab.environ().items() if key != "COLUMNS"}
-    argv = [BIN / "p2v-sync", "sync", image, other, lab.out, "--rate", "6M"]
+    argv: list[str | Path] = [BIN / "p2v-sync", "sync", image, other, lab.out, "--rate", "6M"]
     code, shown = on_terminal(argv, columns, {**environ, "TERM": "xterm"})
     assert code == 0, shown
     assert "Traceback" not in shown

@@ -101,7 +101,7 @@ def test_kill_9_of_the_receiver_in_a_directory(lab: Lab) -> None:
 def test_kill_9_of_the_listener(lab: Lab, how: str) -> None:
     """Started again on the same port with the same token: the same run goes on."""
     image, token = lab.noise(size=16 * MIB), lab.root / "token"
-    options = ("--token-file", token, *([how] if how != "tls" else []))
+    options: list[str | Path] = ["--token-file", token, *([how] if how != "tls" else [])]
     listener = lab.listen(*options)
     running = lab.start(
         "sync", image, listener.url, "--json", "--rate", "4M", "--token-file", token

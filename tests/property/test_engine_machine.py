@@ -9,6 +9,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from unittest import mock
 
 from hypothesis import settings
@@ -47,6 +48,33 @@ PLACES = st.one_of(
     st.sampled_from([0, 255, 256, 257, 511, 512, BLOCKS - 2, BLOCKS - 1]),
 )
 CUTS = st.none() | st.integers(0, 40_000) | st.integers(0, SIZE * 2)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, and what becomes of it."""
+
+    sent: int | None  # the link is cut after so many bytes, as the sender sees it
+    received: int | None
+    flip: int | None
+    dies_at: int | None
+    streams: int
+    again: bool
+    verify: str
+    seed: bool
+
+
+PLANS = st.builds(
+    Plan,
+    sent=CUTS,
+    received=CUTS,
+    flip=st.none() | st.integers(0, SIZE),
+    dies_at=st.none() | st.integers(1, 40),
+    streams=st.integers(1, 3),
+    again=st.booleans(),
+    verify=st.sampled_from(["none", "auto", "full"]),
+    seed=st.booleans(),
+)
 
 
 class Machine(RuleBasedStateMachine):
@@ -100,36 +128,21 @@ class Machine(RuleBasedStateMachine):
 
     # Runs
 
-    @rule(
-        sent=CUTS,
-        received=CUTS,
-        flip=st.none() | st.integers(0, SIZE),
-        dies_at=st.none() | st.integers(1, 40),
-        streams=st.integers(1, 3),
-        again=st.booleans(),
-        verify=st.sampled_from(["none", "auto", "full"]),
-        seed=st.booleans(),
-        chance=st.randoms(use_true_random=False),
-    )
-    def run(
-        self,
-        sent: int | None,
-        received: int | None,
-        flip: int | None,
-        dies_at: int | None,
-        streams: int,
-        again: bool,
-        verify: str,
-        seed: bool,
-        chance: random.Random,
-    ) -> None:
+    @rule(plan=PLANS, chance=st.randoms(use_true_random=False))
+    def run(self, plan: Plan, chance: random.Random) -> None:
         lab = self.lab
-        link = Link(Fault(cut_after=sent, flip=flip), Fault(cut_after=received))
-        lab.dialer.wrap = faulty(link)
-        self.host.dies_at = dies_at
+        lab.dialer.wrap = faulty(
+            Link(Fault(cut_after=plan.sent, flip=plan.flip), Fault(cut_after=plan.received))
+        )
+        self.host.dies_at = plan.dies_at
         before = self._blocks_there()
         try:
-            lab.sync(streams=streams, verify=verify, seed=seed, retry_for_s=60.0 if again else 0.0)
+            lab.sync(
+                streams=plan.streams,
+                verify=plan.verify,
+                seed=plan.seed,
+                retry_for_s=60.0 if plan.again else 0.0,
+            )
         except P2vError:
             is_success = False
         else:
@@ -140,7 +153,7 @@ class Machine(RuleBasedStateMachine):
         if is_success:
             assert lab.is_equal(), "P7: success, and the target differs"
             assert lab.header()["pass_complete"]
-            assert bool(lab.header()["quiesced"]) == (not seed), "P11"
+            assert bool(lab.header()["quiesced"]) == (not plan.seed), "P11"
 
     def _restart(self, chance: random.Random) -> None:
         """Of the receiver, after a power cut."""

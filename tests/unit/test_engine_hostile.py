@@ -416,7 +416,7 @@ def test_an_error_of_a_kind_we_do_not_know(tmp_path: Path) -> None:
 def test_an_error_that_is_none(tmp_path: Path) -> None:
     for message in ({}, b"", b"oops", {"code": "x", "message": "y"}, {"code": 1, "message": 7}):
         with pytest.raises(P2vError):
-            meet(tmp_path, error(message))  # type: ignore[arg-type]
+            meet(tmp_path, error(message))
 
 
 def test_a_huge_message_is_cut_and_can_not_drive_a_terminal(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_silence_is_a_lost_peer(
     monkeypatch.setattr(wire, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(wire, "SILENCE_LIMIT_S", 0.3)
     with pytest.raises(PeerLost, match="silent"):
-        meet(tmp_path, says(at, lambda talk, frame: None))
+        meet(tmp_path, says(at, lambda *_: None))
 
 
 @pytest.mark.parametrize(

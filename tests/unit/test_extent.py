@@ -1,5 +1,7 @@
 """Byte ranges."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def test_merged_covers_the_same_bytes_in_order_and_apart(extents: list[Extent]) 
     joined = list(merged(extents))
     assert covered(joined) == covered(extents)
     assert all(extent.length for extent in joined)
-    assert all(a.end < b.start for a, b in zip(joined, joined[1:], strict=False))
+    assert all(a.end < b.start for a, b in pairwise(joined))
 
 
 def test_merged_joins_what_touches_and_keeps_what_lies_inside() -> None:
@@ -35,7 +37,7 @@ def test_merged_joins_what_touches_and_keeps_what_lies_inside() -> None:
 def test_ranges_are_the_numbers_again(numbers: set[int]) -> None:
     runs = list(ranges(numbers))
     assert [at for first, count in runs for at in range(first, first + count)] == sorted(numbers)
-    assert all(a + n < b for (a, n), (b, _) in zip(runs, runs[1:], strict=False))
+    assert all(a + n < b for (a, n), (b, _) in pairwise(runs))
 
 
 def test_ranges_takes_numbers_in_any_order() -> None:

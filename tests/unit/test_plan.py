@@ -1,5 +1,7 @@
 """Which segments a pass visits, and in which order."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,7 +97,7 @@ def test_coarse_covers_with_few(extents: list[Extent], most: int) -> None:
     kept = plan.coarse(given_extents, most)
     assert len(kept) <= max(most, 1)
     assert all(any(k.start <= e.start and e.end <= k.end for k in kept) for e in given_extents)
-    assert all(a.end < b.start for a, b in zip(kept, kept[1:], strict=False))
+    assert all(a.end < b.start for a, b in pairwise(kept))
     if given_extents:
         assert (kept[0].start, kept[-1].end) == (given_extents[0].start, given_extents[-1].end)
 
@@ -122,7 +124,7 @@ def test_blocks_of_are_those_the_extents_touch(extents: list[Extent]) -> None:
 def test_runs_where_are_the_values_again(values: list[str]) -> None:
     runs = list(plan.runs_where(values))
     assert [value for first, end, value in runs for _ in range(first, end)] == values
-    assert all(a != b for (_, _, a), (_, _, b) in zip(runs, runs[1:], strict=False))
+    assert all(a != b for (_, _, a), (_, _, b) in pairwise(runs))
 
 
 def due(seconds: float, length: int, segments: int) -> bool:

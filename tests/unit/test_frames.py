@@ -1,0 +1,213 @@
+"""The frames of wire.py: any fragmentation, any garbage, every cap."""
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2v_receiver import wire
+from p2v_receiver.wire import Connection, Frame, FrameType, ProtocolError, State
+
+Message = tuple[FrameType, bytes, bytes]
+
+GREETING: list[Message] = [(FrameType.HELLO, b"{}", b"")]
+BULK = st.tuples(
+    st.sampled_from([FrameType.DATA, FrameType.ZEROS, FrameType.FETCH, FrameType.PING]),
+    st.binary(max_size=40),
+    st.binary(max_size=9000),
+)
+
+
+def pair() -> tuple[Connection, Connection]:
+    """Both ends of a session's control connection, greeted and opened."""
+    sender, receiver = Connection(wire.SENDER), Connection(wire.RECEIVER)
+    for kind, ours, theirs in (
+        (FrameType.HELLO, sender, receiver),
+        (FrameType.WELCOME, receiver, sender),
+        (FrameType.OPEN, sender, receiver),
+        (FrameType.OPENED, receiver, sender),
+    ):
+        assert [frame.kind for frame in feed(theirs, ours.send(kind, b"{}", 0), 1000)] == [kind]
+    return sender, receiver
+
+
+def feed(end: Connection, data: bytes, piece: int) -> Iterator[Frame]:
+    """Let ``data`` arrive in pieces of at most ``piece`` bytes."""
+    while data:
+        buffer = end.buffer()
+        count = min(len(buffer), len(data), piece)
+        buffer[:count] = data[:count]
+        data = data[count:]
+        frame = end.received(count)
+        if frame is not None:
+            yield frame._replace(body=memoryview(bytes(frame.body)))
+
+
+@given(messages=st.lists(BULK, max_size=6), piece=st.integers(1, 5000))
+def test_any_fragmentation_gives_the_same_frames(messages: list[Message], piece: int) -> None:
+    sender, receiver = pair()
+    data = b"".join(sender.send(kind, meta, len(body)) + body for kind, meta, body in messages)
+    frames = list(feed(receiver, data, piece))
+    assert [(frame.kind, frame.meta, bytes(frame.body)) for frame in frames] == messages
+    assert receiver.state is State.CONTROL
+
+
+@given(data=st.binary(min_size=1, max_size=400), greeted=st.booleans())
+def test_garbage_is_a_protocol_error_and_nothing_else(data: bytes, greeted: bool) -> None:
+    end = pair()[1] if greeted else Connection(wire.RECEIVER)
+    try:
+        for frame in feed(end, data, 64):
+            unpack_anything(frame)
+    except ProtocolError:
+        pass
+
+
+def unpack_anything(frame: Frame) -> None:
+    for unpack in UNPACKERS:
+        try:
+            unpack(frame.meta)
+        except ProtocolError:
+            continue
+
+
+UNPACKERS = (
+    wire.Segments.unpack,
+    lambda meta: wire.Segments.unpack(meta, with_digest=True),
+    wire.Blocks.unpack,
+    wire.Data.unpack,
+    wire.Verify.unpack,
+    wire.Written.unpack,
+    wire.unpack_number,
+    wire.unpack_json,
+)
+
+
+@given(meta=st.binary(max_size=80))
+def test_messages_of_any_bytes(meta: bytes) -> None:
+    for unpack in UNPACKERS:
+        try:
+            unpack(meta)
+        except ProtocolError:
+            continue
+
+
+def header(**changes: int) -> bytes:
+    fields = {"kind": 1, "flags": 0, "sequence": 0, "meta": 0, "body": 0, **changes}
+    return wire.HEADER.pack(wire.MAGIC, *fields.values())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        header(sequence=1),
+        header(meta=wire.MAX_META + 1),
+        header(body=wire.MAX_BODY + 1),
+        header(meta=0xFFFFFFFF, body=0xFFFFFFFF),
+        header(kind=200),
+        header(kind=FrameType.DATA),
+        header(kind=FrameType.WELCOME),
+    ],
+    ids=["http", "sequence", "meta", "body", "both", "unknown", "early", "role"],
+)
+def test_a_header_that_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        list(feed(Connection(wire.RECEIVER), data, 7))
+
+
+def test_an_unknown_frame_that_is_optional_is_skipped() -> None:
+    receiver = Connection(wire.RECEIVER)
+    data = header(kind=200, flags=wire.FLAG_OPTIONAL, meta=3) + b"abc" + header(sequence=1)
+    assert [frame.kind for frame in feed(receiver, data, 5)] == [FrameType.HELLO]
+
+
+def test_nothing_comes_after_an_error() -> None:
+    sender, receiver = pair()
+    data = sender.send(FrameType.ERROR, b"{}", 0)
+    list(feed(receiver, data, 100))
+    with pytest.raises(ProtocolError):
+        receiver.send(FrameType.PING, b"", 0)
+    with pytest.raises(ProtocolError):
+        sender.send(FrameType.DATA, b"", 0)
+
+
+def test_what_is_too_long_is_not_sent() -> None:
+    sender, _ = pair()
+    with pytest.raises(ProtocolError):
+        sender.send(FrameType.DATA, b"", wire.MAX_BODY + 1)
+    with pytest.raises(ProtocolError):
+        sender.send(FrameType.BEGIN, bytes(wire.MAX_META + 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("packed", "message"),
+    [
+        ("000000000000000700000002", wire.Segments(7, 2)),
+        (
+            "000000000000000700000002" + "ab" * 16,
+            wire.Segments(7, 2, b"\xab" * 16),
+        ),
+        ("000000000000000900000003", wire.Blocks(9, 3)),
+        ("00000000000000090200100000" + "cd" * 16, wire.Data(9, 2, 1 << 20, b"\xcd" * 16)),
+        ("00000005000000000000000900000003", wire.Verify(5, 9, 3)),
+        ("000000050000000000100000", wire.Written(5, 1 << 20)),
+    ],
+    ids=["segments", "complete", "blocks", "data", "verify", "written"],
+)
+def test_the_bytes_of_every_message_stay(packed: str, message: wire.Segments) -> None:
+    assert message.pack().hex() == packed
+    extra = {"with_digest": True} if getattr(message, "digest", b"") else {}
+    assert type(message).unpack(bytes.fromhex(packed), **extra) == message
+
+
+def test_the_bytes_of_a_frame_stay() -> None:
+    data = Connection(wire.SENDER).send(FrameType.HELLO, b"{}", 5)
+    assert data.hex() == "50320100" + "00000000" + "00000002" + "00000005" + "7b7d"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[]",
+        b"{",
+        b"\xff",
+        b'{"a":NaN}',
+        b'{"a":' + b"9" * 5000 + b"}",
+        b"[" * 100000,
+    ],
+    ids=["list", "cut", "bytes", "nan", "digits", "deep"],
+)
+def test_json_that_is_refused(text: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        wire.unpack_json(text)
+
+
+@pytest.mark.parametrize("value", [True, "1", -1, 1 << 61, None, 1.0, [1]])
+def test_what_is_no_count(value: object) -> None:
+    with pytest.raises(ProtocolError):
+        wire.get_int({"n": value}, "n")
+
+
+@pytest.mark.parametrize("value", [[1], [[1]], [[1, 2, 3]], [[1, "2"]], [[-1, 2]], [[True, 2]], 5])
+def test_what_are_no_pairs(value: object) -> None:
+    with pytest.raises(ProtocolError):
+        wire.get_pairs({"n": value}, "n")
+
+
+def test_the_header_is_sixteen_bytes() -> None:
+    assert struct.calcsize("!2sBBIII") == wire.HEADER.size == 16
+
+
+# The layout of a disk.
+
+
+@given(size=st.integers(1, 1 << 40), shift=st.integers(12, 22))
+def test_segments_cover_the_disk(size: int, shift: int) -> None:
+    layout = wire.Layout(size, 1 << shift)
+    assert (layout.blocks - 1) << shift < size <= layout.blocks << shift
+    last = layout.segments - 1
+    assert layout.segment_extent(last)[1] == size
+    assert last * wire.SEGMENT_BLOCKS + layout.blocks_in(last) == layout.blocks
+    assert 0 < layout.blocks_in(last) <= wire.SEGMENT_BLOCKS
