@@ -212,6 +212,7 @@ class Session:
         self._verifying: dict[int, range] = {}  # number → blocks
         self._verified: dict[int, list[tuple[int, int]]] = {}
         self._ended: Json | None = None
+        self._is_beginning = False
         self._closed = 0
         self._checkpoints_sent = 0
         self._checkpoints_done = 0
@@ -310,6 +311,10 @@ class Session:
                 self._handle_digests(wire.Segments.unpack(frame.meta), bytes(frame.body))
             elif frame.kind is FrameType.VERIFIED:
                 self._handle_verified(wire.unpack_json(frame.meta))
+            elif frame.kind is FrameType.BEGUN:
+                if not self._is_beginning:
+                    raise wire.ProtocolError("BEGUN came for what was not begun")
+                self._is_beginning = False
             elif frame.kind is FrameType.ENDED:
                 self._ended = wire.unpack_json(frame.meta)
             elif frame.kind is FrameType.CLOSED:
@@ -413,7 +418,11 @@ class Session:
 
     def begin(self, kind: str, source: Json) -> None:
         """A pass begins or goes on."""
+        self._is_beginning = True
         self._send_control(FrameType.BEGIN, wire.pack_json({"kind": kind, "source": source}))
+        # What goes over the other connections could overtake it.
+        with self._changed:
+            self._wait(lambda: not self._is_beginning)
 
     def fetch(self, first: int, total: int) -> None:
         """Ask what the target holds in these segments; ``entries`` waits for the answer."""

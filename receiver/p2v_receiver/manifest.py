@@ -53,13 +53,18 @@ CREATE TABLE image (
 CREATE TABLE segments (
     segment INTEGER PRIMARY KEY,
     entries BLOB,                   -- 16 bytes a block, NULL: all zero
-    digest BLOB NOT NULL,           -- of the entries; empty: uncertain
-    uncertain INTEGER NOT NULL,     -- 1: written to since its last commit (P3)
-    seal BLOB NOT NULL              -- digest of number and digest
+    digest BLOB NOT NULL,           -- of the entries; empty when they don't count
+    uncertain INTEGER NOT NULL,     -- 1: written to since its last commit (P3), 2: lost (P2)
+    seal BLOB NOT NULL              -- digest of number, uncertain and digest
 )""",
     "CREATE TABLE unreadable (start INTEGER PRIMARY KEY, length INTEGER NOT NULL)",
 )
 _ROW = struct.Struct("!Q")
+_CERTAIN, _UNCERTAIN = 0, 1
+_LOST = 2  # what the cache returns may not be on the disk: only sending it again helps
+
+
+_NONSENSE = (sqlite3.Error, struct.error, ValueError, TypeError, OverflowError, RecursionError)
 
 
 class ManifestDamaged(Exception):
@@ -145,7 +150,7 @@ class Manifest:
             raise ManifestDamaged(error.message) from error
         try:
             manifest._check()
-        except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:
+        except _NONSENSE as error:
             manifest.close()
             raise ManifestDamaged("{}: {}".format(path, error)) from error
         except TargetError as error:
@@ -178,8 +183,8 @@ class Manifest:
             for number, digest, uncertain, seal in self._db.execute(
                 "SELECT segment, digest, uncertain, seal FROM segments"
             ):
-                right = 0 <= number < segments and seal == _row_seal(number, digest)
-                if not right or bool(uncertain) != (not digest):
+                right = 0 <= number < segments and seal == _row_seal(number, uncertain, digest)
+                if not right:
                     raise ValueError("its record of segment {} was altered".format(number))
 
     def close(self) -> None:
@@ -226,6 +231,8 @@ class Manifest:
         if not rows:
             return Segment(layout.zero_entries(number), not self.rest_is_zero())
         entries, digest, uncertain = rows[0]
+        if uncertain == _LOST:
+            return Segment(UNKNOWN * layout.blocks_in(number), False)
         if entries is None:
             entries = layout.zero_entries(number)
         sound = (
@@ -315,19 +322,26 @@ class Manifest:
         with self._change():
             self._db.execute("UPDATE image SET quiesced = 0")
             self._db.executemany(
-                "INSERT OR REPLACE INTO segments VALUES (?, NULL, x'', 1, ?)",
-                [(number, _row_seal(number, b"")) for number in segments],
+                _STORE, [_empty_row(number, self._doubt(number)) for number in segments]
             )
 
-    def _store(self, number: int, entries: bytes, uncertain: bool) -> None:
-        """Within a change: replace the row of a segment.  Of an uncertain one nothing is kept."""
-        is_zero = entries == ZERO * (len(entries) // ENTRY_SIZE)
-        stored = None if uncertain or is_zero else entries
-        digest = b"" if uncertain else codec.entries_digest(entries)
-        self._db.execute(
-            "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)",
-            (number, stored, digest, int(uncertain), _row_seal(number, digest)),
+    def _doubt(self, number: int) -> int:
+        """Within a change: what a segment becomes that is not certain.  Lost stays lost."""
+        lost = self._value(
+            "SELECT 1 FROM segments WHERE segment = ? AND uncertain = ?", number, _LOST
         )
+        return _LOST if lost else _UNCERTAIN
+
+    def _store(self, number: int, entries: bytes, uncertain: bool) -> None:
+        """Within a change: replace the row of a segment."""
+        doubt = self._doubt(number)
+        if uncertain or (doubt == _LOST and not _is_known(entries)):
+            self._db.execute(_STORE, _empty_row(number, doubt))
+            return
+        stored = None if entries == ZERO * (len(entries) // ENTRY_SIZE) else entries
+        digest = codec.entries_digest(entries)
+        seal = _row_seal(number, _CERTAIN, digest)
+        self._db.execute(_STORE, (number, stored, digest, _CERTAIN, seal))
 
     def commit(
         self,
@@ -350,11 +364,21 @@ class Manifest:
     def _add_unreadable(self, extents: Sequence[Tuple[int, int]]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO unreadable VALUES (?, ?)", extents)
 
-    def forget(self, segments: Iterable[int], layout: Layout) -> None:
-        """Nothing is known of these segments any more (a flush failed): they are sent again."""
+    def lose(self, segments: Iterable[int]) -> None:
+        """P2: a flush failed; these segments and all uncertain ones have to be sent again.
+
+        The kernel may have dropped what it could not write and still return it from its cache, so
+        that digesting the image again proves nothing.
+        """
         with self._change():
-            for number in segments:
-                self._store(number, UNKNOWN * layout.blocks_in(number), uncertain=False)
+            recorded = dict(self._rows("SELECT segment, uncertain FROM segments"))
+            lost = {number for number, uncertain in recorded.items() if uncertain}.union(segments)
+            if not self.rest_is_zero():
+                lost.update(set(range(self.layout().segments)).difference(recorded))
+            self._add_lost(lost)
+
+    def _add_lost(self, segments: Iterable[int]) -> None:
+        self._db.executemany(_STORE, [_empty_row(number, _LOST) for number in segments])
 
     def forget_blocks(self, runs: Sequence[Tuple[int, int]], layout: Layout) -> None:
         """Nothing is known of ``(first block, count)`` runs any more: they are sent again."""
@@ -370,14 +394,31 @@ class Manifest:
 
     def distrust(self) -> None:
         """P5: the image may be anything; all of it has to be digested again."""
-        self.reset({"rest_is_zero": 0})
+        with self._change():
+            self._db.execute("DELETE FROM segments WHERE uncertain != ?", [_LOST])
+            self._db.execute("UPDATE image SET rest_is_zero = 0")
 
     def reset(self, fields: Json) -> None:
-        """Start the record over, with other parameters or for a new image."""
+        """Start the record over, for a new image."""
         with self._change():
             self._db.execute("DELETE FROM segments")
-            for name, value in fields.items():
-                self._db.execute("UPDATE image SET {} = ?".format(name), [value])
+            self._set(fields)
+
+    def recut(self, digest: str, block_size: int) -> None:
+        """Start the record over, with other parameters: nothing is known of the image."""
+        with self._change():
+            before = self.layout()
+            rows = self._rows("SELECT segment FROM segments WHERE uncertain = ?", _LOST)
+            self._db.execute("DELETE FROM segments")
+            self._set({"digest": digest, "block_size": block_size, "rest_is_zero": 0})
+            segment_size = block_size * SEGMENT_BLOCKS
+            for (number,) in rows:
+                start, end = before.segment_extent(number)
+                self._add_lost(range(start // segment_size, -(-end // segment_size)))
+
+    def _set(self, fields: Json) -> None:
+        for name, value in fields.items():
+            self._db.execute("UPDATE image SET {} = ?".format(name), [value])
 
     def begin_pass(self, kind: str, source_identity: Json) -> None:
         """Go on with an incomplete pass, or begin the next one."""
@@ -401,8 +442,21 @@ class Manifest:
             self._add_unreadable(unreadable)
 
 
-def _row_seal(number: int, digest: bytes) -> bytes:
-    return codec.entries_digest(_ROW.pack(number) + digest)
+_STORE = "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)"
+
+
+def _row_seal(number: int, uncertain: int, digest: bytes) -> bytes:
+    return codec.entries_digest(_ROW.pack(number) + _ROW.pack(uncertain) + digest)
+
+
+def _empty_row(number: int, uncertain: int) -> Tuple[int, None, bytes, int, bytes]:
+    return number, None, b"", uncertain, _row_seal(number, uncertain, b"")
+
+
+def _is_known(entries: bytes) -> bool:
+    """False when one of the packed entries is UNKNOWN."""
+    starts = range(0, len(entries), ENTRY_SIZE)
+    return all(entries[at : at + ENTRY_SIZE] != UNKNOWN for at in starts)
 
 
 def _is_about_access(error: TargetError) -> bool:

@@ -124,7 +124,7 @@ class LiveSession:
     def run_control(self) -> bool:
         """Work off the control connection.  True when the sender closed it in due form."""
         steering: Dict[FrameType, Callable[[Frame], None]] = {
-            FrameType.BEGIN: lambda frame: self.session.begin(wire.unpack_json(frame.meta)),
+            FrameType.BEGIN: self._begin,
             FrameType.FETCH: lambda frame: self._queue(
                 self._fetches, wire.Segments.unpack(frame.meta)
             ),
@@ -195,6 +195,10 @@ class LiveSession:
                 "complete": piece,
             }
             self._control.send(FrameType.COMMITTED, wire.pack_json(message))
+
+    def _begin(self, frame: Frame) -> None:
+        self.session.begin(wire.unpack_json(frame.meta))
+        self._control.send(FrameType.BEGUN)
 
     def _end(self, frame: Frame) -> None:
         answer = self.session.end(wire.unpack_json(frame.meta))

@@ -194,6 +194,8 @@ class Session:
 
     def _change(self, first: int, entries: bytes, write: Callable[[], None]) -> None:
         """Write blocks; until that is done nothing is known of them."""
+        if not self._began:
+            raise ProtocolError("blocks came before a pass was begun")
         total = len(entries) // ENTRY_SIZE
         self._record(first, UNKNOWN * total)
         with self._poisoning():
@@ -333,7 +335,7 @@ class Session:
                 # that was written since the last checkpoint makes it true (P2), what came after
                 # the snapshot as well.
                 with self._lock:
-                    self._manifest.forget(list(self._entries), self.layout)
+                    self._manifest.lose(self._entries)
                 raise
             if not self._image.is_in_place():
                 raise TargetError(

@@ -384,7 +384,7 @@ class Opener:
         block_size = self._request.block_size or header["block_size"]
         if (digest, block_size) != (header["digest"], header["block_size"]):
             self._reasons.append("the block size or digest is another one than before")
-            manifest.reset({"digest": digest, "block_size": block_size, "rest_is_zero": 0})
+            manifest.recut(digest, block_size)
         elif header["file_identity"] != image.identity():
             self._reasons.append("the image was changed since the last checkpoint")
         elif not _sample_agrees(image, manifest, header):

@@ -121,6 +121,7 @@ class FrameType(IntEnum):
     PING = 23  # either
     LOG = 24  # R  json
     ERROR = 25  # either, json
+    BEGUN = 26  # R
 
 
 class ErrorCode(IntEnum):
@@ -170,7 +171,7 @@ def _staying(state: State, sender: List[FrameType], receiver: List[FrameType]) -
 _BULK = [_F.DATA, _F.ZEROS, _F.SEGMENTS, _F.UNREADABLE, _F.VERIFY]
 _BULK_ANSWERS = [_F.WRITTEN, _F.VERIFIED]
 _STEERING = [_F.BEGIN, _F.FETCH, _F.CHECKPOINT]
-_STEERING_ANSWERS = [_F.DIGESTS, _F.COMMITTED]
+_STEERING_ANSWERS = [_F.BEGUN, _F.DIGESTS, _F.COMMITTED]
 _ALL_ANSWERS = _BULK_ANSWERS + _STEERING_ANSWERS
 
 # state → (who, frame) → next state.  PING, ERROR and (from the receiver) LOG are allowed

@@ -155,6 +155,7 @@ def right(talk: Talk, frame: Frame) -> None:
 
 _POLITE: dict[FrameType, Say] = {
     FrameType.HELLO: lambda talk, _: talk.say(FrameType.WELCOME, WELCOME),
+    FrameType.BEGIN: lambda talk, _: talk.say(FrameType.BEGUN),
     FrameType.DATA: written,
     FrameType.ZEROS: written,
     FrameType.UNREADABLE: written,

@@ -73,6 +73,7 @@ class Client:
         entries = b"".join(codec.entries_of(memoryview(data), BLOCK, digest))
         begin = {"kind": "initial", "source": {}}
         self.channel.send(FrameType.BEGIN, wire.pack_json(begin))
+        self.expect(FrameType.BEGUN)
         head = wire.Data(0, codec.RAW, len(data), entries)
         self.channel.send(FrameType.DATA, head.pack(), data)
         summary = wire.Segments(0, 1, codec.entries_digest(codec.entries_digest(entries)))

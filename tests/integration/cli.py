@@ -1,6 +1,7 @@
 """The command line as a user has it: real processes, with a home, a state and a target."""
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import pytest
+
+from p2v_sync.cli import main
 from p2v_sync.units import MIB
 
 BIN = Path(sys.executable).parent
@@ -195,8 +199,22 @@ class Lab:
         return self.p2v("sync", source, where, "--json", *options, code=0, **environ)
 
     def fails(self, code: int, *arguments: str | Path, say: str = "", **environ: str) -> Done:
-        """``p2v-sync ARGUMENTS`` must say once what is wrong: ``say``, a pattern."""
-        done = self.p2v(*arguments, code=code, **environ)
+        """``p2v-sync ARGUMENTS`` must say once what is wrong: ``say``, a pattern.
+
+        In this process: there are so many refusals that starting Python would take most of the
+        time.
+        """
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.chdir(self.root)
+            for name, value in environ.items():
+                patch.setenv(name, value)
+            result = main([str(argument) for argument in arguments])
+        done = checked(Done(result, out.getvalue(), err.getvalue()), code)
         assert len(done.complaints) == 1, done.err
         assert re.search(say, done.err), f"{say!r} is not said: {done.err}"
         return done

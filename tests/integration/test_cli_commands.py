@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import sqlite3
 import time
 from pathlib import Path
@@ -178,7 +179,9 @@ def test_status_during_a_run_and_after_it(lab: Lab) -> None:
     text = lab.p2v("status").out
     for word in ("noise", "(running)", "12.0 MiB", "pass 1 (initial): running", "last checkpoint"):
         assert word in text
-    running.wait()
+    running.signal(signal.SIGINT)
+    running.wait(130)
+    lab.sync(image)
     lab.sync(image)
     disk = lab.status("noise")
     assert (disk["state"], disk["percent"], disk["sent"]) == ("complete", 100.0, 0)

@@ -572,6 +572,7 @@ class TestDeadPeers:
         client.open("sda", 1 << 30)
         begin = {"kind": "initial", "source": {}}
         channel.send(wire.FrameType.BEGIN, wire.pack_json(begin))
+        client.expect(wire.FrameType.BEGUN)
         stopped = ProcessSuite().receivers(directory)
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)

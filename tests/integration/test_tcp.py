@@ -458,6 +458,7 @@ class TestDeadPeers:
         client.open("sda", 1 << 30)
         begin = {"kind": "initial", "source": {}}
         channel.send(wire.FrameType.BEGIN, wire.pack_json(begin))
+        client.expect(wire.FrameType.BEGUN)
         os.kill(receiver.pid, signal.SIGSTOP)
         failed: queue.Queue[BaseException] = queue.Queue()
 

@@ -140,7 +140,6 @@ def test_p2_data_then_manifest_then_ledger(lab: Lab, monkeypatch: pytest.MonkeyP
     assert "write" not in order[first:]
 
 
-@pytest.mark.xfail(reason="the record of it is lost when the image is opened again")
 def test_p2_a_failed_flush_is_final(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     flushes = []
 

@@ -182,7 +182,7 @@ def test_what_is_durable_is_neither_read_nor_sent_again(
 
 def test_it_is_given_up_after_a_while(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicate, "_BACKOFF_S", (0.05,))
-    lab.dialer.wrap = faulty(*[Link(received=Fault(cut_after=600)) for _ in range(1000)])
+    lab.dialer.wrap = faulty(*[Link(received=Fault(cut_after=1000)) for _ in range(1000)])
     began = time.monotonic()
     with pytest.raises(PeerLost):
         lab.sync(retry_for_s=0.3)
