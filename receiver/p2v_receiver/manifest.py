@@ -316,11 +316,9 @@ class Manifest:
     def mark_uncertain(self, segments: Iterable[int]) -> None:
         """P3: before segments are overwritten, say that they will be.
 
-        From then on nothing recorded of them counts until their next commit, and the image is no
-        picture of one moment until the pass is finished (P11).
+        From then on nothing recorded of them counts until their next commit.
         """
         with self._change():
-            self._db.execute("UPDATE image SET quiesced = 0")
             self._db.executemany(
                 _STORE, [_empty_row(number, self._doubt(number)) for number in segments]
             )
