@@ -8,7 +8,12 @@ from typing import Any
 
 from p2v_sync.device.describe import Names, names_of_device
 from p2v_sync.device.source import DiskSource
-from p2v_sync.device.table import TABLE_BYTES, parse_table
+from p2v_sync.device.table import (
+    FILE_SYSTEM_BYTES,
+    TABLE_BYTES,
+    file_system_id,
+    parse_table,
+)
 from p2v_sync.units import MIB
 
 _TEXT_CAP = 512
@@ -89,11 +94,12 @@ def _digest_of(source: DiskSource, start: int) -> str:
 
 
 def _table_id(source: DiskSource) -> str:
-    buffer = bytearray(min(TABLE_BYTES, source.size))
+    """Of the partition table, else of the one file system that the disk is."""
+    buffer = bytearray(min(FILE_SYSTEM_BYTES, source.size))
     with memoryview(buffer) as view:
         source.probe_into(view, 0)
-    table = parse_table(bytes(buffer), source.sector_size)
-    return table.id if table else ""
+    table = parse_table(bytes(buffer[:TABLE_BYTES]), source.sector_size)
+    return table.id if table else file_system_id(bytes(buffer))
 
 
 def read_identity(source: DiskSource) -> Identity:
@@ -118,7 +124,7 @@ def _differing(label: str, old: object, new: object) -> str | None:
 
 def _content_difference(old: Identity, new: Identity) -> str | None:
     """For files and disks without a name: partition table, then first and last MiB."""
-    if reason := _differing("partition table id", old.table_id, new.table_id):
+    if reason := _differing("partition table or file system id", old.table_id, new.table_id):
         return reason
     if old.table_id and new.table_id:
         return None

@@ -82,3 +82,23 @@ def parse_table(first_bytes: bytes, sector_size: int) -> Table | None:
         return Table("gpt", _gpt_id(first_bytes, sector_size))
     (signature,) = struct.unpack_from("<I", mbr, 440)
     return Table("dos", f"{signature:08x}" if signature else "")
+
+
+# Where the UUID of a file system without a partition table around it stands: offset and content
+# of its magic, offset of the UUID (Documentation/filesystems/ext4/super.rst; xfs_format.h;
+# btrfs_tree.h, whose super block is at 64 KiB).
+_UUIDS = (
+    ("ext", 1024 + 56, b"\x53\xef", 1024 + 104),
+    ("xfs", 0, b"XFSB", 32),
+    ("btrfs", 65536 + 64, b"_BHRfS_M", 65536 + 32),
+)
+FILE_SYSTEM_BYTES = 65536 + 4096
+
+
+def file_system_id(first_bytes: bytes) -> str:
+    """``ext:UUID`` and the like for a disk that is one file system, or ''."""
+    for kind, magic_at, magic, uuid_at in _UUIDS:
+        raw = first_bytes[uuid_at : uuid_at + 16]
+        if first_bytes.startswith(magic, magic_at) and len(raw) == 16 and any(raw):
+            return f"{kind}:{uuid.UUID(bytes=raw)}"
+    return ""

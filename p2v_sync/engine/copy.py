@@ -23,6 +23,7 @@ from p2v_sync.extent import Extent
 from p2v_sync.records import Checkpoint
 
 _CHECKPOINT_S = 5.0
+_FIRST_CHECKPOINT_S = 1.0
 _CHECKPOINT_BYTES = 1 << 30
 _TICK_S = 0.25
 _MOST_AWAITING = 1 << 17  # segments: holes go by faster than checkpoints, memory must stay flat
@@ -76,7 +77,8 @@ class Copy:
         # Sent, but not yet known to be durable: entries (None: all zero) and counters.
         self._awaiting: dict[int, tuple[bytes | None, Counters]] = {}
         self._lock = threading.Lock()
-        self._checkpoint_at = time.monotonic()
+        # The first one early, so that a short run or link leaves something behind.
+        self._checkpoint_at = time.monotonic() - _CHECKPOINT_S + _FIRST_CHECKPOINT_S
         self._sent_at_checkpoint = self._tally.counters.sent
         self._new_unreadable: list[Extent] = []
         self._over = threading.Event()

@@ -49,8 +49,14 @@ def _fail(text: str) -> int:
     return 1
 
 
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
 def _check_directory(path: str) -> Optional[str]:
     """Why images can't be kept there, or None."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        return "--dir {}: it is not a directory; name another".format(path)
     if not os.path.isdir(path):
         return "--dir {}: there is no such directory; make it first".format(path)
     if not os.access(path, os.W_OK | os.X_OK):
@@ -62,15 +68,21 @@ def _listen(options: Any) -> int:
     problem = _check_directory(options.dir)
     if problem:
         return _fail(problem)
+    token = os.environ.get("P2V_TOKEN") or auth.new_token()
     try:
         if options.token_file:
             token = listen.read_or_make_token(options.token_file)
-        else:
-            token = os.environ.get("P2V_TOKEN") or auth.new_token()
+    except OSError as error:
+        return _fail("--token-file {}: {}".format(options.token_file, _reason(error)))
+    try:
         sock = listen.bind(options.bind, options.port)
     except (OSError, OverflowError) as error:
-        return _fail("{}:{}: {}".format(options.bind, options.port, error))
-    server = Server(options.dir)
+        return _fail(
+            "can't listen on {}:{}: {}; choose others with --bind and --port".format(
+                options.bind, options.port, _reason(error)
+            )
+        )
+    server = Server(os.path.abspath(options.dir))
     listen.announce(token, options.bind, sock.getsockname()[1])
     try:
         listen.Listener(server, token, options.plaintext).run(sock, options.once)
@@ -81,7 +93,7 @@ def _listen(options: Any) -> int:
 
 def _serve(options: Any) -> int:
     """Serve whoever comes through an inherited socket, or standard input and output."""
-    server = Server(options.dir)
+    server = Server(os.path.abspath(options.dir))
     pipes: Iterable[Any] = [_standard_pipe()] if options.door is None else _visitors(options.door)
     threads = []
     try:

@@ -64,7 +64,15 @@ _CERTAIN, _UNCERTAIN = 0, 1
 _LOST = 2  # what the cache returns may not be on the disk: only sending it again helps
 
 
-_NONSENSE = (sqlite3.Error, struct.error, ValueError, TypeError, OverflowError, RecursionError)
+_NONSENSE = (
+    sqlite3.Error,
+    struct.error,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class ManifestDamaged(Exception):
@@ -108,6 +116,9 @@ class Manifest:
         except sqlite3.Error as error:
             self._db.close()
             raise _as_target_error(error, path) from error
+        except BaseException:
+            self._db.close()
+            raise
 
     @classmethod
     def create(cls, path: str, fields: Json) -> "Manifest":
@@ -148,6 +159,8 @@ class Manifest:
             if _is_about_access(error):
                 raise
             raise ManifestDamaged(error.message) from error
+        except _NONSENSE as error:  # SQLite quotes what it found in messages that are no text
+            raise ManifestDamaged("{}: {}".format(path, error)) from error
         try:
             manifest._check()
         except _NONSENSE as error:
@@ -178,6 +191,8 @@ class Manifest:
         if version < 1 or self._value("SELECT seal FROM image") != self._seal():
             raise ValueError("its head was altered")
         _check_header(self.header())
+        # A name that was altered in the schema would be noticed only when it is used.
+        self._rows("SELECT rest_is_zero, length, entries FROM image, unreadable, segments LIMIT 0")
         segments = self.layout().segments
         with self._lock:
             for number, digest, uncertain, seal in self._db.execute(
@@ -467,7 +482,8 @@ def _is_about_access(error: TargetError) -> bool:
 
 def _check_header(header: Json) -> None:
     """Raises ValueError for values this receiver would not have written."""
-    numbers = [header[name] for name in ("size", "generation", "pass_number", "pass_complete")]
+    counts = ("size", "generation", "pass_number", "pass_complete", "quiesced")
+    numbers = [header[name] for name in counts]
     texts = [header[name] for name in ("uuid", "job", "disk", "digest", "commit_id", "pass_kind")]
     sound = (
         all(isinstance(number, int) and 0 <= number <= MAX_SIZE for number in numbers)

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from . import __version__, codec, wire
 from .session import Session
-from .store import Opened, Request, locked_error, opened
+from .store import PATIENCE_S, Opened, Request, locked_error, opened
 from .stream import FrameStream, StreamLost
 from .target import TargetError
 from .wire import ErrorCode, Frame, FrameType, Json, ProtocolError
@@ -371,10 +371,14 @@ class Server:
             former = self._by_disk.get(name)
             if former is None:
                 return
-            if former.run != request.run:
+            is_ours = former.run == request.run
+            if is_ours:
+                former.abort("the sender opened the disk anew")
+            # Of another run's: its sender may just have been killed.
+            patience_s = _TAKEOVER_S if is_ours else PATIENCE_S
+            gone = self._changed.wait_for(lambda: self._by_disk.get(name) is not former, patience_s)
+            if not gone:
                 raise locked_error("{}/{}".format(*name), os.getpid())
-            former.abort("the sender opened the disk anew")
-            self._changed.wait_for(lambda: self._by_disk.get(name) is not former, _TAKEOVER_S)
 
 
 def _request(message: Json) -> Request:

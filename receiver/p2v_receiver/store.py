@@ -40,6 +40,7 @@ from .wire import (
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}")
 _TAKEOVER_S = 15.0
+PATIENCE_S = 3.0  # the receiver of a sender that was just killed is still recording what it has
 
 
 class Request(NamedTuple):
@@ -175,12 +176,19 @@ class Lock:
             if pid != os.getpid():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGTERM)
-            deadline = time.monotonic() + _TAKEOVER_S
-            while time.monotonic() < deadline:
-                if self._try():
-                    return
-                time.sleep(0.1)
+            if self._try_for(_TAKEOVER_S):
+                return
+        elif self._try_for(PATIENCE_S):
+            return
         raise locked_error(path, pid)
+
+    def _try_for(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while not self._try():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
 
     def _holder(self) -> Tuple[int, object]:
         """Process and run of who holds the lock; process 0 when that can't be told."""

@@ -239,7 +239,7 @@ def test_p10_identity_of_a_real_disk(image: Path, attach: Attach, sector_size: i
     with DiskSource(loop) as source:
         new = read_identity(source)
     reason = difference(old, new)
-    assert reason == f"its partition table id was {old.table_id}, is 1234abcd"
+    assert reason == f"its partition table or file system id was {old.table_id}, is 1234abcd"
 
 
 def test_tables_as_sfdisk_writes_them(image: Path) -> None:

@@ -28,7 +28,11 @@ FILE = replace(NAMELESS, kind="file", table_id="")
         (DISK, {"wwn": "naa.1"}, "its WWN was naa.5000c500a1b2c3d4, is naa.1"),
         (DISK, {"serial": "WD-2"}, "its serial was WD-1, is WD-2"),
         (DISK, {"wwn": "", "serial": "WD-2"}, "its serial was WD-1, is WD-2"),
-        (NAMELESS, {"table_id": "ffff0000"}, "its partition table id was 1234abcd, is ffff0000"),
+        (
+            NAMELESS,
+            {"table_id": "ffff0000"},
+            "its partition table or file system id was 1234abcd, is ffff0000",
+        ),
         (
             FILE,
             {"first_mib": B, "last_mib": B},
@@ -38,7 +42,7 @@ FILE = replace(NAMELESS, kind="file", table_id="")
         (
             NAMELESS,
             {"serial": "WD-1", "table_id": "0"},
-            "its partition table id was 1234abcd, is 0",
+            "its partition table or file system id was 1234abcd, is 0",
         ),
     ],
 )

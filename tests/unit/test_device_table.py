@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2v_sync.device.table import TABLE_BYTES, Table, parse_table
+from p2v_sync.device.table import (
+    FILE_SYSTEM_BYTES,
+    TABLE_BYTES,
+    Table,
+    file_system_id,
+    parse_table,
+)
 
 GUID = uuid.UUID("5f3c1e0a-9d8b-4c7a-a1b2-c3d4e5f60718")
 
@@ -92,3 +98,27 @@ def test_hostile_bytes_in_a_real_table_never_raise(raw: bytes, at: int, sector_s
     table[at : at + len(raw)] = raw
     found = parse_table(bytes(table), sector_size)
     assert found is None or found.kind in ("gpt", "dos")
+
+
+@pytest.mark.parametrize(
+    ("kind", "magic_at", "magic", "uuid_at"),
+    [
+        ("ext", 1080, b"\x53\xef", 1128),
+        ("xfs", 0, b"XFSB", 32),
+        ("btrfs", 65600, b"_BHRfS_M", 65568),
+    ],
+)
+def test_p10_a_disk_that_is_one_file_system_has_its_id(
+    kind: str, magic_at: int, magic: bytes, uuid_at: int
+) -> None:
+    name = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
+    head = bytearray(FILE_SYSTEM_BYTES)
+    head[magic_at : magic_at + len(magic)] = magic
+    assert file_system_id(bytes(head)) == ""
+    head[uuid_at : uuid_at + 16] = name.bytes
+    assert file_system_id(bytes(head)) == f"{kind}:{name}"
+
+
+@given(head=st.binary(max_size=2000))
+def test_no_bytes_make_the_file_system_id_raise(head: bytes) -> None:
+    file_system_id(head)
