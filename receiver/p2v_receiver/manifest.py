@@ -241,7 +241,8 @@ class Manifest:
     def segment(self, number: int, layout: Layout) -> Segment:
         """What is recorded of a segment; entries that can't be right come as uncertain."""
         rows = self._rows(
-            "SELECT entries, digest, uncertain FROM segments WHERE segment = ?", number
+            "SELECT CAST(entries AS BLOB), digest, uncertain FROM segments WHERE segment = ?",
+            number,
         )
         if not rows:
             return Segment(layout.zero_entries(number), not self.rest_is_zero())
@@ -251,8 +252,7 @@ class Manifest:
         if entries is None:
             entries = layout.zero_entries(number)
         sound = (
-            isinstance(entries, bytes)
-            and len(entries) == layout.blocks_in(number) * ENTRY_SIZE
+            len(entries) == layout.blocks_in(number) * ENTRY_SIZE
             and codec.entries_digest(entries) == digest
         )
         return Segment(entries, bool(uncertain) or not sound)

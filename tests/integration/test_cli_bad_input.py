@@ -175,7 +175,7 @@ def test_the_state_directory_can_not_be_used(lab: Lab) -> None:
 
 def test_two_runs_on_one_job(lab: Lab) -> None:
     image = lab.noise()
-    running = lab.start("sync", image, lab.out, "--json", "--rate", "2M")
+    running = lab.start("sync", image, lab.out, "--json", "--rate", "1M")
     running.until_it_says("progress")
     lab.fails(62, "sync", image, lab.out, say=rf"process {running.pid}\) works on job noise\n  ")
     lab.fails(62, "verify", "noise", say="works on job noise")
