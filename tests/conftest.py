@@ -18,7 +18,7 @@ NO_SKIP = IN_CI or os.environ.get("P2V_NO_SKIP") == "1"
 
 hypothesis.settings.register_profile("dev", max_examples=50, derandomize=True, deadline=None)
 # Derandomized as well: a red run must come from the change that it is about.
-hypothesis.settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None)
+hypothesis.settings.register_profile("ci", max_examples=100, derandomize=True, deadline=None)
 hypothesis.settings.register_profile("deep", max_examples=5000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if IN_CI else "dev"))
 

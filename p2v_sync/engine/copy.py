@@ -78,7 +78,7 @@ class Copy:
         self._awaiting: dict[int, tuple[bytes | None, Counters]] = {}
         self._lock = threading.Lock()
         # The first one early, so that a short run or link leaves something behind.
-        self._checkpoint_at = time.monotonic() - _CHECKPOINT_S + _FIRST_CHECKPOINT_S
+        self._checkpoint_at = time.monotonic() - max(0.0, _CHECKPOINT_S - _FIRST_CHECKPOINT_S)
         self._sent_at_checkpoint = self._tally.counters.sent
         self._new_unreadable: list[Extent] = []
         self._over = threading.Event()

@@ -260,6 +260,7 @@ class Opener:
             stack.callback(manifest.close)
         header = manifest.header() if manifest else None
         self._check_segments(header["block_size"] if header else None)
+        _choose_digest(self._request, header["digest"] if header else None)
         if header and header["size"] != self._request.size:
             raise TargetError(
                 ErrorCode.TAKEN,
@@ -286,11 +287,11 @@ class Opener:
                 "choose another target directory or --job",
             )
         if manifest is None or header is None:
-            manifest = self._new_manifest(created)
+            manifest = self._new_manifest(image, created)
             stack.callback(manifest.close)
         elif created:
             self._reasons.append("the image was gone and has been made anew")
-            manifest.reset(dict(self._fresh_fields(created), quiesced=0, pass_complete=1))
+            manifest.reset(dict(self._fresh_fields(image, created), quiesced=0, pass_complete=1))
         else:
             self._judge(image, manifest, header)
         return Opened(image, manifest, created, self._reasons)
@@ -350,7 +351,7 @@ class Opener:
                 raise
         return image
 
-    def _fresh_fields(self, created: bool) -> Json:
+    def _fresh_fields(self, image: Image, created: bool) -> Json:
         request = self._request
         return {
             "uuid": str(uuid.uuid4()),
@@ -358,14 +359,14 @@ class Opener:
             "digest": _choose_digest(request, None),
             "seed": seed_to_column(int.from_bytes(os.urandom(8), "big")),
             "rest_is_zero": int(created),
-            "file_identity": None,
+            "file_identity": json.dumps(image.identity()) if created else None,
         }
 
-    def _new_manifest(self, created: bool) -> Manifest:
+    def _new_manifest(self, image: Image, created: bool) -> Manifest:
         if not created and not self._damaged:
             self._reasons.append("the manifest was missing")
         fields = dict(
-            self._fresh_fields(created),
+            self._fresh_fields(image, created),
             job=self._request.job,
             disk=self._request.disk,
             size=self._request.size,

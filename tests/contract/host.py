@@ -53,8 +53,10 @@ class Host:
         raise TargetError(ErrorCode.IO, "the power is gone")
 
     def touch(self, path: str) -> None:
-        """Somebody else changed the file."""
-        self.versions[os.stat(path).st_ino] += 1
+        """Somebody else changed the file, and flushed it."""
+        number = os.stat(path).st_ino
+        self.versions[number] += 1
+        self._flushed[number] = self.versions[number]
 
     def wrote(self, image: Image, start: int, length: int) -> None:
         """About to change a range."""

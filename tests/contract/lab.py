@@ -148,11 +148,17 @@ class InProcessDialer:
         self.max_streams = streams
         self.is_local = is_local
         self.wrap = wrap
+        self.before_dial: Callable[[], None] = _nothing
         self.dialed = 0
 
     def dial(self) -> StreamChannel:
+        self.before_dial()
         self.dialed += 1
         return StreamChannel(self.wrap(SocketPipe(self.receiver.connect())))
+
+
+def _nothing() -> None:
+    pass
 
 
 def ignore(event: Event) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -146,6 +147,8 @@ class Machine(RuleBasedStateMachine):
             Link(Fault(cut_after=plan.sent, flip=plan.flip), Fault(cut_after=plan.received))
         )
         self.host.dies_at = plan.dies_at
+        luck = random.Random(plan.luck)
+        lab.dialer.before_dial = lambda: self._restart(luck)
         before = self._blocks_there()
         try:
             lab.sync(
@@ -159,7 +162,8 @@ class Machine(RuleBasedStateMachine):
         else:
             is_success = True
         lab.dialer.wrap = faulty()
-        self._restart(random.Random(plan.luck))
+        self._restart(luck)
+        self.host.dies_at = None
         self._check_no_damage(before)
         if is_success:
             assert lab.is_equal(), "P7: success, and the target differs"
@@ -167,21 +171,22 @@ class Machine(RuleBasedStateMachine):
             assert bool(lab.header()["quiesced"]) == (not plan.seed), "P11"
         return is_success
 
-    def _restart(self, chance: random.Random) -> None:
-        """Of the receiver, after a power cut."""
-        if self.host.is_dead:
-            self.lab.receiver = Receiver(self.lab.root)
-            self.lab.dialer.receiver = self.lab.receiver
-            lost = chance.choice([0.0, 0.5, 1.0])
-            self.host.come_back(
-                is_lost=lambda: chance.random() < lost, time_goes_back=chance.random() < 0.5
-            )
-        self.host.dies_at = None
+    def _restart(self, luck: random.Random) -> None:
+        """After a power cut; a run that goes on by itself finds the receiver there again."""
+        if not self.host.is_dead:
+            return
+        self.lab.receiver.wait()
+        lost = luck.choice([0.0, 0.5, 1.0])
+        self.host.come_back(
+            is_lost=lambda: luck.random() < lost, time_goes_back=luck.random() < 0.5
+        )
+        self.lab.receiver = self.lab.dialer.receiver = Receiver(self.lab.root)
 
     def _blocks_there(self) -> set[bytes]:
         known = {bytes(BLOCK)}
         image = self.lab.image.read_bytes() if self.lab.image.exists() else b""
-        for content in (image, bytes(self.lab.source.data)):
+        # A file that is too short is made longer.
+        for content in (image, image.ljust(SIZE, b"\0"), bytes(self.lab.source.data)):
             known.update(content[at : at + BLOCK] for at in range(0, len(content), BLOCK))
         return known
 
@@ -318,5 +323,5 @@ def _no_back_off() -> Iterator[None]:
         yield
 
 
-TestEngineMachine = Machine.TestCase
-TestEngineMachine.settings = settings(stateful_step_count=8)
+TestEngineMachine = pytest.mark.timeout(900)(Machine.TestCase)
+TestEngineMachine.settings = settings(stateful_step_count=10)
