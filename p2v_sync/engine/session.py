@@ -110,7 +110,7 @@ class Target:
         return cls(
             session=wire.get(message, "session", str),
             token=wire.get(message, "token", str),
-            window=wire.get_int(message, "window", low=wire.MAX_BODY, high=1 << 32),
+            window=wire.get_int(message, "window", low=2 * wire.MAX_BODY, high=1 << 32),
             state=_target_state(message, _get_name(message, "image")),
             layout=Layout(size, block_size),
             digest=digest,

@@ -53,10 +53,6 @@ def before(
     monkeypatch.setattr(owner, name, call)
 
 
-def checkpoint(worker: Worker) -> None:
-    worker.session.checkpoint(quiet=True)
-
-
 # P2: durable before recorded.
 
 
@@ -132,11 +128,20 @@ def test_p2_what_comes_during_a_checkpoint_is_not_covered_by_it(
 def test_p2_blocks_on_their_way_into_the_image_are_unknown(
     filled: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The checkpoint comes between the intent and the write, the crash right after it."""
+
+    class PowerCut(BaseException):
+        pass
+
+    def crash() -> None:
+        worker.session.checkpoint(quiet=True)
+        raise PowerCut
+
     with filled.work() as worker:
         worker.begin()
-        before(monkeypatch, Image, "write", lambda: checkpoint(worker))
-        worker.write("B", 7)
-        # A crash now: the checkpoint came between the intent and the end of the write.
+        before(monkeypatch, Image, "write", crash)
+        with pytest.raises(PowerCut):
+            worker.write("B", 7)
     assert 0 not in filled.certain()
 
 
