@@ -59,7 +59,7 @@ def _no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_window_holds_the_sender_back_but_not_for_ever(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, streams: int
 ) -> None:
-    monkeypatch.setattr(wire, "DEFAULT_WINDOW", wire.MAX_BODY)
+    monkeypatch.setattr(wire, "DEFAULT_WINDOW", 2 * wire.MAX_BODY)
     most = []
     real = BulkStream.send
 
@@ -71,13 +71,13 @@ def test_a_small_window_holds_the_sender_back_but_not_for_ever(
     monkeypatch.setattr(BulkStream, "send", noting)
     lab.sync(streams=streams, verify="none")
     assert lab.is_equal()
-    assert 0 < max(most) <= wire.MAX_BODY
+    assert 0 < max(most) <= 2 * wire.MAX_BODY
 
 
 def test_bodies_that_are_no_whole_part_of_the_window(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "DEFAULT_WINDOW", wire.MAX_BODY)
+    monkeypatch.setattr(wire, "DEFAULT_WINDOW", 2 * wire.MAX_BODY)
     lab.block_size = MIB
     lab.source = MemorySource(bytes(MIB).join(block_of(n, 3 * MIB // 2) for n in range(8)))
     lab.sync(streams=1, verify="none", compress="none")
