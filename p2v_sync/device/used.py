@@ -241,7 +241,7 @@ class Surveyor:
                 try:
                     return self._mapped(volume, file_system, device)
                 except (CommandError, SourceReadError, ValueError) as error:
-                    reason = str(error)
+                    reason = " ".join(str(error).split())
         self._notice(
             f"{volume.name} ({format_size(volume.extent.length)}) is copied whole: {reason}"
         )

@@ -71,6 +71,8 @@ def find_volumes(path: Path, size: int) -> list[Volume]:
     if "TYPE" in whole:
         raise ValueError("there are both a partition table and a file system on it")
     parts = parse_partitions(_partx(path), size)
+    if not parts:
+        raise ValueError("its partition table is empty")
     twice = overlapping([extent for _, extent in parts])
     return [
         Volume(
