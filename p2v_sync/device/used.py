@@ -276,7 +276,7 @@ class Surveyor:
         if which(program) is None:
             raise CommandError(f"{program} is not installed")
         logfile = domain.with_name("log")
-        argv = [program, "--domain", "--quiet", "--source", device]
+        argv = [program, "--domain", "--quiet", "--UI-fresh", "1", "--source", device]
         argv += ["--output", str(domain), "--logfile", str(logfile)]
         process = run.Process(argv, environ={"LC_ALL": "C.UTF-8"})
         try:
