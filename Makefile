@@ -12,6 +12,7 @@ DEMO_PACKAGES := e2fsprogs fdisk
 TEST_PACKAGES := $(DEMO_PACKAGES) \
 	mount \
 	git \
+	partclone xfsprogs btrfs-progs ntfs-3g dosfstools mtools \
 	openssh-server openssh-client fish mksh tcsh zsh \
 	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \

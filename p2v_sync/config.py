@@ -37,6 +37,7 @@ class SyncConfig:
     verify: str = "auto"
     on_read_error: str = "skip"
     seed: bool = False
+    used_only: bool = False
     retry_for_s: float = 24 * 3600.0
     connection: Connection = field(default_factory=Connection)
 

@@ -18,10 +18,11 @@ from typing import cast
 from p2v_receiver.wire import Json
 from p2v_sync.config import Connection, SyncConfig, check_job_name, common_name, plain_name
 from p2v_sync.device.identity import Identity, difference, read_identity
-from p2v_sync.device.mounts import users_of
+from p2v_sync.device.mounts import users_of, writers_of
 from p2v_sync.device.readonly import read_only
 from p2v_sync.device.source import DiskSource, OnReadError
 from p2v_sync.device.topology import read_topology
+from p2v_sync.device.used import Surveyor, UsedSource, check_tools
 from p2v_sync.engine.replicate import Replication, Surroundings
 from p2v_sync.engine.run import Options
 from p2v_sync.engine.session import OpenRequest
@@ -39,6 +40,7 @@ from p2v_sync.errors import (
 )
 from p2v_sync.events import DiskFailed, Notice, Observer
 from p2v_sync.extent import Extent
+from p2v_sync.records import UNUSED
 from p2v_sync.state.disk import DiskLedger
 from p2v_sync.state.ledger import JobLedger, Ledger
 from p2v_sync.state.lock import job_lock
@@ -110,18 +112,56 @@ def default_job(sources: Sequence[NamedSource]) -> str:
     return first.name
 
 
+class SourceView:
+    """What of the source is copied or compared: all of it, or what its file systems use."""
+
+    def __init__(
+        self, source: UsedSource, surveyor: Surveyor, notice: Callable[[str], None]
+    ) -> None:
+        self.source = source
+        self.unused: str | None = None  # digest of the map of what counts as zero; None: nothing
+        self._surveyor = surveyor
+        self._notice = notice
+        self._is_chosen = False
+
+    def choose(self, *, used_only: bool) -> None:
+        """Decide for the rest of the run.  Raises what ``Surveyor.survey`` raises."""
+        self._is_chosen = True
+        if used_only:
+            unused = self._surveyor.survey()
+            self.source.leave_out(unused)
+            self.unused = unused.digest
+
+    def adapt_to(self, recorded: Json | None) -> None:
+        """Where nothing was chosen: as the replica was made, by its manifest's record."""
+        if self._is_chosen:
+            return
+        made_with = recorded.get(UNUSED) if recorded else None
+        if made_with is not None:
+            self._notice(
+                "the replica was made with --used-only:"
+                " what the file systems do not use counts as zero"
+            )
+        self.choose(used_only=made_with is not None)
+        if made_with != self.unused:
+            self._notice("the file systems use other places now than in that pass")
+
+
 class SourceJudge:
     """What the engine asks about the source beyond its bytes.  Satisfies ``engine.copy.Judge``."""
 
-    def __init__(self, source: DiskSource) -> None:
+    def __init__(self, source: DiskSource, view: SourceView) -> None:
         self._source = source
+        self._view = view
         self._identity = read_identity(source)
         self._stamp = source.stamp()
         self._ledger: DiskLedger | None = None
         self.change: str | None = None
 
     def identity(self) -> Json:
-        return {**self._identity.to_dict(), "stamp": self._lasting_stamp()}
+        # What the replica is a copy of: not all of the disk, when something is left out.
+        left_out = {UNUSED: self._view.unused}
+        return {**self._identity.to_dict(), **left_out, "stamp": self._lasting_stamp()}
 
     def _lasting_stamp(self) -> list[object]:
         """The stamp, made to differ after a reboot where it counts from boot."""
@@ -131,7 +171,9 @@ class SourceJudge:
         now = self._lasting_stamp()
         # Without a boot id a device's counters may be of another boot.
         is_told = now[0] is not None or not self._source.is_block
-        return recorded is not None and is_told and recorded.get("stamp") == now
+        if recorded is None or recorded.get(UNUSED) != self._view.unused:
+            return False
+        return is_told and recorded.get("stamp") == now
 
     def check_ledger(self, ledger: DiskLedger) -> None:
         """P10: the disk this job copied up to now.  Raises DeviceChanged."""
@@ -151,6 +193,7 @@ class SourceJudge:
                 f"the image there is the copy of another disk than {self._source.path}: {reason}",
                 hint="name another --job for this disk",
             )
+        self._view.adapt_to(recorded)
         # Not before: a disk that was named by mistake must not become the job's.
         if self._ledger is not None:
             self._ledger.set_identity(self.identity())
@@ -198,6 +241,16 @@ class DiskRun:
         self._replication: Replication | None = None
         self._interrupted = False
 
+    def _notice(self, text: str) -> None:
+        self._job.observe(Notice(self.name, text))
+
+    def _surveyor(self, source: DiskSource) -> Surveyor:
+        return Surveyor(source, self._notice, self._check_stop)
+
+    def _check_stop(self) -> None:
+        if self._interrupted:
+            raise Interrupted("interrupted")
+
     def interrupt(self) -> None:
         self._interrupted = True
         if self._replication is not None:
@@ -213,12 +266,14 @@ class DiskRun:
                 ledger = self._job.ledger.disk(self.name, path=str(self._path), size=source.size)
                 if locked:
                     ledger.note_set_read_only(True)
-                judge = SourceJudge(source)
+                view = SourceView(UsedSource(source), self._surveyor(source), self._notice)
+                judge = SourceJudge(source, view)
                 judge.check_ledger(ledger)
+                if self._job.create:
+                    view.choose(used_only=self._job.config.used_only)
                 dialer = stack.enter_context(contextlib.closing(self._job.dialer()))
-                self._replication = self._make(source, judge, ledger, dialer)
-                if self._interrupted:
-                    self._replication.interrupt()
+                self._replication = self._make(source, view, judge, ledger, dialer)
+                self._check_stop()
                 work(self._replication, judge)
         except Interrupted as error:
             self.error = error  # no failure of this disk's; the job says it once for all
@@ -258,10 +313,21 @@ class DiskRun:
                 f"{self._path} is in use: {', '.join(users)}",
                 hint="stop that, or add --seed for a first pass from the running system",
             )
+        if self._job.config.used_only and (writers := writers_of(self._path)):
+            raise DeviceBusy(
+                f"{self._path} is in use: {', '.join(writers)}; what its file systems use changes"
+                " under the copy",
+                hint="leave out --used-only, or mount them read-only",
+            )
         return source
 
     def _make(
-        self, source: DiskSource, judge: SourceJudge, ledger: DiskLedger, dialer: CloseableDialer
+        self,
+        source: DiskSource,
+        view: SourceView,
+        judge: SourceJudge,
+        ledger: DiskLedger,
+        dialer: CloseableDialer,
     ) -> Replication:
         config = self._job.config
         request = OpenRequest(
@@ -275,7 +341,7 @@ class DiskRun:
             create=self._job.create,
         )
         surroundings = Surroundings(
-            source, judge, ledger, dialer, self._job.throttle, self._job.observe
+            view.source, judge, ledger, dialer, self._job.throttle, self._job.observe
         )
         options = Options(
             streams=config.streams,
@@ -319,6 +385,8 @@ def sync(config: SyncConfig, observe: Observer, ask: Ask | None) -> None:
 
     Raises the first disk's failure after all have ended, Interrupted after Ctrl-C.
     """
+    if config.used_only:
+        check_tools()
     sources = name_sources(config.sources)
     name = check_job_name(default_job(sources) if config.job is None else config.job)
     _run_job(name, config, sources, observe, ask, _replicate)

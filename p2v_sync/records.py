@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from p2v_sync.events import Counters
 from p2v_sync.extent import Extent
 
+# In the record of a source that ledger and manifest keep: digest of the map of what was left out by
+# --used-only; null or not there where the replica is a copy of all of it.
+UNUSED = "unused"
+
 
 @dataclass(frozen=True)
 class TargetState:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import IO
 
 from p2v_sync.errors import CommandError
@@ -115,8 +115,17 @@ class Process:
         self._process.kill()
 
 
-def capture(argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60.0) -> str:
-    """Run a program to its end and return its standard output.  Raises CommandError."""
+def capture(
+    argv: Sequence[str],
+    *,
+    stdin: str = "",
+    timeout_s: float = 60.0,
+    statuses: Container[int] = (0,),
+) -> str:
+    """Run a program to its end and return its standard output.
+
+    Raises CommandError, also for an exit status that is not among ``statuses``.
+    """
     log.debug("running %s", " ".join(argv))
     try:
         done = subprocess.run(
@@ -133,7 +142,39 @@ def capture(argv: Sequence[str], *, stdin: str = "", timeout_s: float = 60.0) ->
         raise CommandError(f"{argv[0]} can't be started: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{argv[0]} did not end within {timeout_s:.0f} s") from error
-    if done.returncode:
+    if done.returncode not in statuses:
         tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
         raise CommandError(f"{argv[0]} failed with status {done.returncode}: {tail}")
     return done.stdout
+
+
+def capture_start(argv: Sequence[str], most: int, *, timeout_s: float = 60.0) -> bytes:
+    """The first ``most`` bytes of a program's standard output, however much it has to say.
+
+    Raises CommandError when it fails before that.
+    """
+    log.debug("running %s", " ".join(argv))
+    environ = {**os.environ, "LC_ALL": "C.UTF-8"}
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environ,
+        )
+    except OSError as error:
+        raise CommandError(f"{argv[0]} can't be started: {error.strerror}") from error
+    stuck = threading.Timer(timeout_s, process.kill)
+    stuck.start()
+    try:
+        with process, process.stdout or open(os.devnull, "rb") as stream:
+            start = stream.read(most)
+            if len(start) == most:
+                process.kill()
+    finally:
+        stuck.cancel()
+    if len(start) < most and process.returncode:
+        text = start.decode(errors="replace").strip()
+        raise CommandError(f"{argv[0]} failed with status {process.returncode}: {text}")
+    return start

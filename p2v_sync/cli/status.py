@@ -76,6 +76,7 @@ def _as_json(job: JobOverview, disk: DiskOverview) -> dict[str, Any]:
         "unreadable": disk.unreadable,
         "last_checkpoint": disk.last_checkpoint,
         "last_error": disk.last_error,
+        "used_only": disk.used_only,
         "cutover_allowed": disk.cutover_refusal is None,
         "cutover_refusal": disk.cutover_refusal,
         "next_pass_s": None if disk.next_pass_s is None else round(disk.next_pass_s, 1),
@@ -107,6 +108,8 @@ def _details(disk: DiskOverview) -> Iterator[tuple[str, str]]:
     if disk.newest is not None:
         yield "done", f"{format_size(disk.done)}, {disk.percent:.1f} %"
         yield "sent", format_size(disk.newest.counters.sent)
+    if disk.used_only:
+        yield "scope", "only what the file systems use (--used-only)"
     if disk.last_checkpoint is not None:
         yield "last checkpoint", disk.last_checkpoint
     if disk.last_error is not None:

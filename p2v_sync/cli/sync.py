@@ -74,6 +74,11 @@ from p2v_sync.state.paths import default_state_dir
     "--seed", is_flag=True, help="The source is in use: a first pass, never good for cutover."
 )
 @click.option(
+    "--used-only",
+    is_flag=True,
+    help="Take for zero what the file systems on it do not use (needs partclone, root).",
+)
+@click.option(
     "--retry-for",
     type=DURATION,
     default="24h",

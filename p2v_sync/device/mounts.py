@@ -7,6 +7,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from p2v_sync.device.attributes import LIST_CAP, PROC, SYS, names_in, read_bytes, read_text
 from p2v_sync.device.topology import Node, Topology, read_topology
@@ -27,11 +28,20 @@ def _lines(path: Path) -> list[list[str]]:
     return [line.split(" ") for line in text.splitlines()]
 
 
-def _mounts(proc_root: Path) -> Iterator[tuple[str, str, str]]:
-    """``(major:minor, mount point, source)`` of each mount; man 5 proc_pid_mountinfo."""
+class _Mount(NamedTuple):
+    dev: str  # major:minor
+    point: str
+    source: str
+    is_writable: bool  # the file system, whatever this mount of it allows
+
+
+def _mounts(proc_root: Path) -> Iterator[_Mount]:
+    """Each mount; man 5 proc_pid_mountinfo."""
     for fields in _lines(proc_root / "self" / "mountinfo"):
-        if "-" in fields[6:] and len(fields) > fields.index("-", 6) + 2:
-            yield fields[2], _unescape(fields[4]), _unescape(fields[fields.index("-", 6) + 2])
+        rest = fields[fields.index("-", 6) :] if "-" in fields[6:] else []
+        if len(rest) > 2:
+            is_writable = len(rest) < 4 or "ro" not in rest[3].split(",")
+            yield _Mount(fields[2], _unescape(fields[4]), _unescape(rest[2]), is_writable)
 
 
 def _swaps(proc_root: Path) -> Iterator[str]:
@@ -69,12 +79,16 @@ def _dev_of(path: str) -> str:
     return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
 
 
-def read_uses(topology: Topology, sys_root: Path, proc_root: Path) -> Uses:
-    """Mount points and swap areas by device number."""
+def read_uses(
+    topology: Topology, sys_root: Path, proc_root: Path, *, also_read_only: bool = True
+) -> Uses:
+    """Mount points and swap areas by device number; on request only what may be written to."""
     uses: defaultdict[str, list[str]] = defaultdict(list)
     dev_of = _dev_lookup(topology, sys_root)
     groups = _btrfs_members(sys_root)
-    for dev, mount_point, source in _mounts(proc_root):
+    for dev, mount_point, source, is_writable in _mounts(proc_root):
+        if not (is_writable or also_read_only):
+            continue
         # btrfs and bcachefs mount under anonymous numbers, so the source counts as well; bcachefs
         # joins its devices with colons.
         devs = {dev} | {dev_of(part) for part in source.split(":") if part.startswith("/")}
@@ -142,3 +156,16 @@ def users_of(path: Path, sys_root: Path = SYS, proc_root: Path = PROC) -> list[s
     if not users and not is_held and _is_claimed(path):
         return ["something that opened it exclusively (another mount namespace, ZFS)"]
     return users
+
+
+def writers_of(path: Path, sys_root: Path = SYS, proc_root: Path = PROC) -> list[str]:
+    """Those of ``users_of`` that may write: all but file systems that are mounted read-only."""
+    topology = read_topology(sys_root)
+
+    def names(uses: Uses) -> set[str]:
+        return {user for users in uses.values() for user in users}
+
+    known = names(read_uses(topology, sys_root, proc_root))
+    writing = names(read_uses(topology, sys_root, proc_root, also_read_only=False))
+    users = users_of(path, sys_root, proc_root)
+    return [user for user in users if user in writing or user not in known]

@@ -4,6 +4,7 @@ It is a cache of what the targets hold; the receiver's manifest is the authority
 ledger is set aside and done without, and costs time, never data.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Self
 import sqlite_utils
 
 from p2v_sync.errors import JobNotFound, StateError, WrongPhase
+from p2v_sync.records import UNUSED
 from p2v_sync.state.database import Database, open_checked, open_existing, utc_now
 from p2v_sync.state.disk import DiskLedger, counters_of, insert_event
 from p2v_sync.state.lock import is_locked
@@ -206,7 +208,17 @@ def _disk_overview(
         last_checkpoint=tables.execute(_LAST_CHECKPOINT, [disk["id"]]).fetchone()[0],
         last_error=disk["last_error"],
         is_running=is_running,
+        used_only=_is_used_only(disk["identity"]),
     )
+
+
+def _is_used_only(identity: str | None) -> bool:
+    """Whether the record of the source says that something was left out."""
+    try:
+        recorded = json.loads(identity or "{}")
+    except ValueError:
+        return False
+    return isinstance(recorded, dict) and recorded.get(UNUSED) is not None
 
 
 def _passes(

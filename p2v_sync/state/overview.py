@@ -56,6 +56,7 @@ class DiskOverview:
     last_checkpoint: str | None
     last_error: str | None
     is_running: bool
+    used_only: bool = False  # of the source, only what its file systems use
 
     @property
     def state(self) -> PassState:

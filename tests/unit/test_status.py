@@ -148,6 +148,7 @@ def test_json_is_one_object_a_line_for_each_disk(tmp_path: Path) -> None:
         "sent": GIB,
         "wire": MIB,
         "unreadable": 512,
+        "used_only": False,
         "last_checkpoint": None,
         "last_error": None,
         "cutover_allowed": True,
