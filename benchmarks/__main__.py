@@ -96,7 +96,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     # So that a run that is stopped takes its programs and its directories with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results = measure(options)
+    try:
+        results = measure(options)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is written", file=sys.stderr)
+        return 130
     rows, known = judge(results), conditions(options)
     print()
     for line in report.contestants_table(SCENARIOS, results):

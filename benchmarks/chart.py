@@ -6,7 +6,7 @@ from html import escape
 from benchmarks.targets import Row
 
 _LINE, _TOP, _FOOT = 24, 46, 34  # heights
-_NAMES, _BARS, _FIGURES = 270, 270, 340  # widths
+_NAMES, _BARS, _FIGURES = 250, 270, 460  # widths
 _MOST = 3.0  # a longer bar is cut off
 _SIZE = _NAMES + _BARS + _FIGURES
 
