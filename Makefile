@@ -17,12 +17,17 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \
 	pandoc groff-base
+# What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
+# on PATH they take part.
+BENCH_PACKAGES := rsync netcat-openbsd zstd nbdkit libnbd-bin qemu-utils \
+	openssh-server openssh-client coreutils libxxhash0 libzstd1
 
-.PHONY: help demo test lint pyz man lock clean demo-packages test-packages
+.PHONY: help demo test bench lint pyz man lock clean demo-packages test-packages bench-packages
 
 help:
 	@echo 'make demo    replicate a small disk over a link that breaks, and show what happens'
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
+	@echo 'make bench   measure against the peers on this machine, and draw the chart (20 minutes)'
 	@echo 'make lint    ruff and mypy alone'
 	@echo 'make pyz     $(DIST)/p2v-receiver.pyz: the receiver as one file, for python3 >= 3.6'
 	@echo 'make man     the man pages, in $(DIST)/man'
@@ -34,6 +39,9 @@ demo: demo-packages $(READY)
 
 test: test-packages lint
 	$(BIN)/python -m pytest
+
+bench: bench-packages $(READY)
+	$(BIN)/python -m benchmarks --json benchmarks/results.json --svg benchmarks/results.svg
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -60,6 +68,9 @@ demo-packages:
 
 test-packages:
 	$(call install_packages,$(TEST_PACKAGES))
+
+bench-packages:
+	$(call install_packages,$(BENCH_PACKAGES))
 
 # The first Python that can do it: a name on PATH may be a version manager's stub for nothing.
 find_python = for python in $(PYTHON) python3.13 python3.12 python3.11 python3; do \

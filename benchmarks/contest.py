@@ -1,0 +1,133 @@
+"""Contestants, the stage each gets for one run, and the rounds in which they take turns."""
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from benchmarks.image import is_copy, toggle_pages
+from benchmarks.processes import Failed, find
+from benchmarks.sshd import Host
+
+Sample = dict[str, float]  # "seconds", and what else a run measures; lengths are bytes
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one run works with; the scratch directory is empty before and gone after it."""
+
+    source: Path
+    scratch: Path
+    host: Host | None
+    round: int
+
+    @property
+    def size(self) -> int:
+        return self.source.stat().st_size
+
+    @property
+    def ssh_host(self) -> Host:
+        """Raises Failed."""
+        if self.host is None:
+            raise Failed("needs sshd")
+        return self.host
+
+    @contextlib.contextmanager
+    def changed_source(self) -> Iterator[int]:
+        """1 % of the pages of the source are others; yields how many bytes that is."""
+        changed = toggle_pages(self.source, self.round)
+        try:
+            yield changed
+        finally:
+            toggle_pages(self.source, self.round)
+
+    def check(self, replica: Path, source: Path | None = None) -> None:
+        """Raises Failed unless it is what the source is, byte for byte."""
+        if not is_copy(source or self.source, replica):
+            raise Failed("the copy differs from the source")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    name: str
+    run: Callable[[Stage], Sample]
+    tools: tuple[str, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith("p2v-sync")
+
+    def missing(self) -> list[str]:
+        return [tool for tool in self.tools if find(tool) is None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``reference`` is the contestant whose time the others' are given in."""
+
+    name: str
+    title: str
+    reference: str
+    contestants: tuple[Contestant, ...]
+
+
+@dataclass
+class Results:
+    """By scenario and contestant."""
+
+    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # "scenario/contestant" → why
+    missing: dict[str, list[str]] = field(default_factory=dict)  # contestant → tools
+
+    def has(self, scenario: str, contestant: str) -> bool:
+        return bool(self.samples.get(scenario, {}).get(contestant))
+
+    def median(self, scenario: str, contestant: str, figure: str = "seconds") -> float:
+        """Raises KeyError where there was no such run."""
+        return median(sample[figure] for sample in self.samples[scenario][contestant])
+
+
+@dataclass
+class Contest:
+    """One image on one machine, and everybody on it in turn."""
+
+    source: Path
+    directory: Path
+    host: Host | None
+    say: Say
+    results: Results = field(default_factory=Results)
+
+    def hold(self, scenario: Scenario, contestants: Sequence[Contestant], rounds: int) -> None:
+        """A contestant that fails is out, and what it said is kept."""
+        self.say(f"{scenario.name}: {scenario.title}")
+        samples = self.results.samples.setdefault(scenario.name, {})
+        running = []
+        for contestant in contestants:
+            if missing := contestant.missing():
+                self.results.missing[contestant.name] = missing
+            else:
+                running.append(contestant)
+        for number in range(1, rounds + 1):
+            for contestant in list(running):
+                try:
+                    sample = self._run_one(contestant, number)
+                except (Failed, OSError, subprocess.SubprocessError) as error:
+                    running.remove(contestant)
+                    samples.pop(contestant.name, None)
+                    self.results.failed[f"{scenario.name}/{contestant.name}"] = str(error)
+                    self.say(f"  round {number}  {contestant.name:36} FAILED: {error}")
+                else:
+                    samples.setdefault(contestant.name, []).append(sample)
+                    self.say(f"  round {number}  {contestant.name:36} {sample['seconds']:8.2f} s")
+
+    def _run_one(self, contestant: Contestant, number: int) -> Sample:
+        scratch = Path(tempfile.mkdtemp(prefix="p2v-bench-", dir=self.directory))
+        try:
+            return contestant.run(Stage(self.source, scratch, self.host, number))
+        finally:
+            shutil.rmtree(scratch)
