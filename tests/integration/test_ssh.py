@@ -265,7 +265,7 @@ def test_the_last_words_of_a_dead_receiver_are_told(
     monkeypatch.setattr(
         bootstrap, "_LOADER", "import sys\nsys.stdout.write(READY)\nsys.exit('no legs')\n"
     )
-    channel = dialer_to(sshd, directory).dial()
+    channel = dialer_to(sshd, directory, options=SshOptions(data="inband")).dial()
     with pytest.raises(PeerLost, match="no legs"):
         channel.receive()
     channel.close()
