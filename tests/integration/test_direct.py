@@ -227,6 +227,7 @@ class TestTheWholeTool:
         done = running.wait()
         assert len(done.named("reconnecting")) == 1
         assert [each["path"] for each in done.named("data_path_chosen")] == ["direct"] * 2
+        assert sum(map(len, far.ssh.recorded)) < MIB, "data went through ssh"
         assert_equal(image, lab.replica("noise"))
 
     def test_a_cut_goes_on_in_band_where_the_port_is_shut(self, lab: Lab, far: FarHost) -> None:
