@@ -124,7 +124,7 @@ class SshDialer:
         wanted = self._options.streams if objection is None else 0
         with self._secrets.lock, contextlib.ExitStack() as on_failure:
             transport = self._connect(on_failure)
-            host = str(transport.getpeername()[0]) if wanted else ""
+            host = _peer_of(transport) if wanted else ""
             command = _Command(str(self._target), transport)
             script = bootstrap.build_bootstrap(
                 self._target.directory,
@@ -180,6 +180,14 @@ class SshDialer:
 
     def close(self) -> None:
         """Nothing is kept between connections but what was typed."""
+
+
+def _peer_of(transport: paramiko.Transport) -> str:
+    """The address of the host.  Not its name: that may lead to another machine the next time."""
+    try:
+        return str(transport.getpeername()[0])
+    except OSError as error:
+        raise ConnectFailed(f"the link broke after logging in: {error.strerror}") from error
 
 
 # ~/.ssh/config
