@@ -19,6 +19,7 @@ class Connection:
     token_file: Path | None = None
     identity_file: Path | None = None
     sudo: bool = False
+    data: str = "auto"  # the way of an ssh target's data; or "direct", "inband"
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,15 @@ class Notice(Event):
 
 
 @dataclass(frozen=True)
+class DataPathChosen(Event):
+    """How the data of this session goes to an ssh target."""
+
+    path: str  # "direct" or "inband"
+    address: str | None  # host:port of the direct connections
+    reason: str | None  # why it is in-band when that was not asked for
+
+
+@dataclass(frozen=True)
 class UnreadableFound(Event):
     """A range of the source could not be read and was filled with zeros (P12); bytes."""
 

@@ -38,14 +38,14 @@ from p2v_sync.errors import (
     StateError,
     TargetTaken,
 )
-from p2v_sync.events import DiskFailed, Notice, Observer
+from p2v_sync.events import DataPathChosen, DiskFailed, Notice, Observer
 from p2v_sync.extent import Extent
 from p2v_sync.records import UNUSED
 from p2v_sync.state.disk import DiskLedger
 from p2v_sync.state.ledger import JobLedger, Ledger
 from p2v_sync.state.lock import job_lock
 from p2v_sync.transport.address import LocalTarget, Target, parse_target
-from p2v_sync.transport.dialer import Ask, CloseableDialer, make_dialer
+from p2v_sync.transport.dialer import Ask, CloseableDialer, DataPath, make_dialer
 from p2v_sync.transport.throttle import Throttle
 
 _STOP_WITHIN_S = 15.0  # what still hangs then, in a connect or a flush, is left behind
@@ -271,7 +271,7 @@ class DiskRun:
                 judge.check_ledger(ledger)
                 if self._job.create:
                     view.choose(used_only=self._job.config.used_only)
-                dialer = stack.enter_context(contextlib.closing(self._job.dialer()))
+                dialer = stack.enter_context(contextlib.closing(self._dialer()))
                 self._replication = self._make(source, view, judge, ledger, dialer)
                 self._check_stop()
                 work(self._replication, judge)
@@ -320,6 +320,14 @@ class DiskRun:
                 hint="leave out --used-only, or mount them read-only",
             )
         return source
+
+    def _dialer(self) -> CloseableDialer:
+        def tell(path: DataPath) -> None:
+            name = "direct" if path.address else "inband"
+            self._job.observe(DataPathChosen(self.name, name, path.address, path.reason))
+
+        job = self._job
+        return make_dialer(job.target, job.config.connection, job.config.streams, job.ask, tell)
 
     def _make(
         self,
@@ -375,9 +383,6 @@ class JobRun:
     observe: Observer
     ask: Ask | None
     create: bool
-
-    def dialer(self) -> CloseableDialer:
-        return make_dialer(self.target, self.config.connection, self.config.streams, self.ask)
 
 
 def sync(config: SyncConfig, observe: Observer, ask: Ask | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from p2v_sync.config import Connection
 from p2v_sync.units import parse_duration_s, parse_size
 
 
@@ -42,8 +43,25 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--token-file", type=PATH, metavar="FILE", help="Token of a tcp:// receiver."),
         click.option("--identity", type=PATH, metavar="FILE", help="Private key for ssh."),
+        click.option(
+            "--data",
+            type=click.Choice(["auto", "direct", "inband"]),
+            default="auto",
+            show_default=True,
+            help="Beside ssh over TLS, or through it; auto: direct where the port is reachable.",
+        ),
         click.option("--sudo", is_flag=True, help="Start the receiver with sudo -n (ssh)."),
     )
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def take_connection(options: dict[str, Any]) -> Connection:
+    """What ``connection_options`` added, taken out of a command's ``options``."""
+    return Connection(
+        token_file=options.pop("token_file"),
+        identity_file=options.pop("identity"),
+        sudo=options.pop("sudo"),
+        data=options.pop("data"),
+    )

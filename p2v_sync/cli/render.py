@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO
 from p2v_sync.errors import P2vError
 from p2v_sync.events import (
     CheckpointDone,
+    DataPathChosen,
     DiskFailed,
     Event,
     Notice,
@@ -91,6 +92,9 @@ def describe(event: Event) -> str | None:
             return f"{event.kind} pass {event.number} {verb}: {format_size(event.size)}"
         case Notice():
             return event.text
+        case DataPathChosen():
+            way = f"direct, TLS to {event.address}" if event.address else "in-band over ssh"
+            return f"data path: {way}" + (f": {event.reason}" if event.reason else "")
         case UnreadableFound():
             return f"can't be read: {event.length} bytes at {event.start}; zeros in the replica"
         case Reconnecting():

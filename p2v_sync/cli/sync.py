@@ -14,9 +14,10 @@ from p2v_sync.cli.options import (
     connection_options,
     json_option,
     state_option,
+    take_connection,
 )
 from p2v_sync.cli.render import make_renderer
-from p2v_sync.config import Connection, SyncConfig, check_block_size, check_rate
+from p2v_sync.config import SyncConfig, check_block_size, check_rate
 from p2v_sync.state.paths import default_state_dir
 
 
@@ -37,7 +38,7 @@ from p2v_sync.state.paths import default_state_dir
     type=click.IntRange(1, 16),
     default=2,
     show_default=True,
-    help="Connections for each disk; over ssh it is one.",
+    help="Connections for each disk; in-band over ssh it is one.",
 )
 @click.option(
     "--rate", type=SIZE, metavar="SIZE", help="Bytes a second at most, all disks together: 50M."
@@ -106,7 +107,7 @@ def sync(**options: Any) -> None:
 
 
 def _config(options: dict[str, Any]) -> SyncConfig:
-    connection = Connection(options.pop("token_file"), options.pop("identity"), options.pop("sudo"))
+    connection = take_connection(options)
     block_size = options.pop("block_size")
     digest = options.pop("digest")
     rate = options.pop("rate")

@@ -58,6 +58,14 @@ class Channel(Protocol):
     @property
     def bytes_sent(self) -> int: ...
 
+    @property
+    def bulk(self) -> "Sequence[Channel]":
+        """Connections to the same receiver that carry the bulk data instead of this one.
+
+        Mostly none.  They end with it.
+        """
+        ...
+
 
 class Dialer(Protocol):
     """Makes connections to one receiver."""

@@ -5,7 +5,7 @@ it is raised from every call that waits or sends from then on.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -229,13 +229,12 @@ class Session:
             control.send(FrameType.OPEN, wire.pack_json(request.to_json()))
             message = self._expect(control, FrameType.OPENED)
             self.target = Target.from_json(message, request.size)
-            self._add_stream(control)
-            for _ in range(min(streams, self._dialer.max_streams) - 1):
-                channel = self._dial()
+            self._add_stream(control, carries_bulk=not control.bulk)
+            for channel in self._further(control, streams):
                 attach = {"session": self.target.session, "token": self.target.token}
                 channel.send(FrameType.ATTACH, wire.pack_json(attach))
                 self._expect(channel, FrameType.ATTACHED)
-                self._add_stream(channel)
+                self._add_stream(channel, carries_bulk=True)
         except wire.ProtocolError as error:
             self.abort(ProtocolError(str(error)))
             raise ProtocolError(str(error)) from error
@@ -244,8 +243,17 @@ class Session:
             raise
         return self.target
 
+    def _further(self, control: Channel, streams: int) -> Iterator[Channel]:
+        if control.bulk:
+            yield from map(self._greet, control.bulk)
+        else:
+            for _ in range(min(streams, self._dialer.max_streams) - 1):
+                yield self._dial()
+
     def _dial(self) -> Channel:
-        channel = self._dialer.dial()
+        return self._greet(self._dialer.dial())
+
+    def _greet(self, channel: Channel) -> Channel:
         self._channels.append(channel)
         self.check()  # an abort() meanwhile did not close this one
         hello = {
@@ -277,9 +285,10 @@ class Session:
                 raise wire.ProtocolError(f"{frame.kind.name} came instead of {kind.name}")
         raise wire.ProtocolError(f"only LOG messages came instead of {kind.name}")
 
-    def _add_stream(self, channel: Channel) -> None:
+    def _add_stream(self, channel: Channel, *, carries_bulk: bool) -> None:
         stream = BulkStream(self, channel, self._limiter)
-        self.streams.append(stream)
+        if carries_bulk:
+            self.streams.append(stream)
         reader = threading.Thread(
             target=self._read, args=(channel, stream), name="reader", daemon=True
         )

@@ -16,6 +16,7 @@ import hashlib
 import re
 import secrets
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -87,7 +88,7 @@ import p2v_receiver.__main__
 directory = os.path.expanduser(os.fsdecode(DIRECTORY))
 sys.stdout.write(READY)
 sys.stdout.flush()
-sys.exit(p2v_receiver.__main__.main(["serve", "--dir", directory]))
+sys.exit(p2v_receiver.__main__.main(["serve", "--dir", directory] + OPTIONS))
 """
 
 
@@ -101,10 +102,19 @@ class Bootstrap:
     ready_mark: bytes
 
 
-def build_bootstrap(directory: str, *, sudo: bool, pythons: tuple[str, ...] = PYTHONS) -> Bootstrap:
-    """``directory`` is the receiver's: absolute, below ``~``, or relative to the home."""
+def build_bootstrap(
+    directory: str,
+    *,
+    sudo: bool,
+    pythons: tuple[str, ...] = PYTHONS,
+    options: Sequence[str] = (),
+) -> Bootstrap:
+    """``directory`` is the receiver's: absolute, below ``~``, or relative to the home.
+
+    ``options`` are more ones for its ``serve``; no other process of the host gets to see them.
+    """
     send_mark, ready_mark = (f"p2v-{secrets.token_hex(16)}\n" for _ in range(2))
-    bundle = build_bundle(directory, ready_mark)
+    bundle = build_bundle(directory, ready_mark, options)
     script = _SCRIPT.format(
         pythons=" ".join(pythons), probe=_PROBE, stage_0=_STAGE_0, no_python=_NO_PYTHON
     )
@@ -116,7 +126,7 @@ def build_bootstrap(directory: str, *, sudo: bool, pythons: tuple[str, ...] = PY
     return Bootstrap(" ".join(words), send_mark.strip().encode(), bundle, ready_mark.encode())
 
 
-def build_bundle(directory: str, ready_mark: str) -> bytes:
+def build_bundle(directory: str, ready_mark: str, options: Sequence[str] = ()) -> bytes:
     """All of receiver/p2v_receiver and what starts it, compressed."""
     files = {
         f"p2v_receiver/{file.name}": file.read_text()
@@ -125,6 +135,7 @@ def build_bundle(directory: str, ready_mark: str) -> bytes:
     }
     raw_directory = directory.encode(errors="surrogateescape")
     head = f"FILES = {files!r}\nDIRECTORY = {raw_directory!r}\nREADY = {ready_mark!r}\n"
+    head += f"OPTIONS = {[*options]!r}\n"
     return zlib.compress((head + _LOADER).encode(), 9)
 
 

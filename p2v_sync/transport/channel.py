@@ -1,6 +1,6 @@
 """A connection as the engine sees it: frames, and errors of the operator's tree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from p2v_receiver import wire
@@ -23,7 +23,10 @@ class StreamChannel:
     """Frames over a pipe.  Satisfies the engine's ``Channel``.
 
     ``last_words`` gives what the receiver's process wrote before it died, for the error message.
+    ``bulk`` are connections that end with this one.
     """
+
+    bulk: Sequence["StreamChannel"] = ()
 
     def __init__(self, pipe: Pipe, last_words: Callable[[], str] = str) -> None:
         self._stream = FrameStream(pipe, wire.SENDER)
@@ -55,6 +58,8 @@ class StreamChannel:
 
     def close(self) -> None:
         self._stream.close()
+        for channel in self.bulk:
+            channel.close()
 
     @property
     def bytes_sent(self) -> int:

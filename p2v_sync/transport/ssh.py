@@ -1,7 +1,8 @@
 """ssh, with paramiko: ~/.ssh/config, host keys, logging in, and a receiver behind one command.
 
 Each connection is an ssh connection of its own: when one falls silent it can be cut without
-touching those of other disks, and each has its own process to encrypt for it on the host.
+touching those of other disks, and each has its own process to encrypt for it on the host.  Bulk
+data goes beside it where that is possible (direct.py), else through it.
 """
 
 import contextlib
@@ -27,11 +28,12 @@ from p2v_sync.errors import (
     ProtocolError,
 )
 from p2v_sync.run import Tail
-from p2v_sync.transport import bootstrap
+from p2v_sync.transport import bootstrap, direct
 from p2v_sync.transport.address import SshTarget, bracketed, parse_jump
 from p2v_sync.transport.ask import TYPED, Ask, Secrets
 from p2v_sync.transport.bootstrap import Silence
 from p2v_sync.transport.channel import StreamChannel
+from p2v_sync.transport.direct import DataPath, Trust
 from p2v_sync.transport.known_hosts import KnownHosts, Verdict, append, file_name_of
 from p2v_sync.transport.tcp import Socket, connect, connect_through
 
@@ -50,6 +52,7 @@ _GLOBAL_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
 _STDERR_END_S = 1.0
 _PROXY_END_S = 2.0
 _SETTLE_S = 0.2
+_BEHIND = "is reached through another one (ProxyJump or ProxyCommand), not directly"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class SshOptions:
 
     identity_file: Path | None = None
     sudo: bool = False
+    data: str = "auto"  # or "direct", "inband"
+    streams: int = 2  # of the direct data path
 
 
 @dataclass(frozen=True)
@@ -93,27 +98,71 @@ class SshDialer:
         options: SshOptions,
         ask: Ask | None,
         secrets: Secrets = TYPED,
+        on_path: Callable[[DataPath], None] = lambda _: None,
     ) -> None:
-        """Raises ConfigError."""
+        """``on_path`` is told the way of each session's data.  Raises ConfigError."""
         self._target = target
         self._options = options
         self._ask = ask
         self._secrets = secrets
+        self._on_path = on_path
+        self._trust = Trust()
         self._route = find_route(target, options)
+        self._is_direct = not (self._route[1:] or self._route[0].proxy_command)
+        if options.data == "direct" and not self._is_direct:
+            raise ConfigError(
+                f"--data direct: {self._route[-1]} {_BEHIND}",
+                hint="leave --data out: the data then goes through ssh",
+            )
 
     def dial(self) -> StreamChannel:
-        """A new connection.
+        """A new connection, with its direct ones for bulk data where there is a way for them.
 
         Raises ConnectFailed, HostKeyUnknown, AuthFailed, BootstrapFailed, ProtocolError.
         """
+        objection = self._objection()
+        wanted = self._options.streams if objection is None else 0
         with self._secrets.lock, contextlib.ExitStack() as on_failure:
             transport = self._connect(on_failure)
+            host = _peer_of(transport) if wanted else ""
             command = _Command(str(self._target), transport)
-            command.start(
-                bootstrap.build_bootstrap(self._target.directory, sudo=self._options.sudo)
+            script = bootstrap.build_bootstrap(
+                self._target.directory,
+                sudo=self._options.sudo,
+                options=["--direct", str(wanted), "--at", host] if wanted else [],
             )
+            announcement = command.start(script, announces=bool(wanted))
             link = on_failure.pop_all()
-        return StreamChannel(_CommandPipe(command, link.close), command.last_words)
+        channel = StreamChannel(_CommandPipe(command, link.close), command.last_words)
+        if wanted:
+            self._go_direct(channel, host, announcement)
+        else:
+            self._on_path(DataPath(None, objection or None))
+        return channel
+
+    def _objection(self) -> str | None:
+        """Why no direct path is tried ("": it was not asked for), or None."""
+        if self._options.data == "inband":
+            return ""
+        if not self._is_direct:
+            return f"the host {_BEHIND}"
+        return self._trust.objection() if self._options.data == "auto" else None
+
+    def _go_direct(self, channel: StreamChannel, host: str, announcement: str) -> None:
+        """Raises ConnectFailed when it may not go in-band instead."""
+        try:
+            channel.bulk = direct.open_streams(host, announcement, self._options.streams)
+        except P2vError as error:
+            if self._options.data == "direct":
+                channel.close()
+                raise direct.refused(error) from error
+            self._on_path(DataPath(None, error.message))
+        except BaseException:
+            channel.close()
+            raise
+        else:
+            self._trust.began()
+            self._on_path(DataPath(direct.address_of(host, announcement)))
 
     def _connect(self, link: contextlib.ExitStack) -> paramiko.Transport:
         """Hop by hop, each through the one before; ``link`` closes them in reverse."""
@@ -131,6 +180,14 @@ class SshDialer:
 
     def close(self) -> None:
         """Nothing is kept between connections but what was typed."""
+
+
+def _peer_of(transport: paramiko.Transport) -> str:
+    """The address of the host.  Not its name: that may lead to another machine the next time."""
+    try:
+        return str(transport.getpeername()[0])
+    except OSError as error:
+        raise ConnectFailed(f"the link broke after logging in: {error.strerror}") from error
 
 
 # ~/.ssh/config
@@ -518,16 +575,20 @@ class _Command:
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise ConnectFailed(f"{self._name}: no ssh session: {error}") from error
 
-    def start(self, script: bootstrap.Bootstrap) -> None:
-        """Until the receiver is ready for frames.  Raises BootstrapFailed, ConnectFailed."""
+    def start(self, script: bootstrap.Bootstrap, *, announces: bool) -> str:
+        """Until the receiver is ready for frames.  Raises BootstrapFailed, ConnectFailed.
+
+        Returns the line in which it announces a port, where it was told to open one.
+        """
         watchdog = threading.Timer(bootstrap.ANSWER_WITHIN_S, self._give_up)
         watchdog.daemon = True
         watchdog.start()
         try:
             self.channel.exec_command(script.command)
-            self._wait_for(script.send_mark)
+            self._skip_to(script.send_mark)
             self.channel.sendall(script.bundle)
-            self._wait_for(script.ready_mark)
+            self._skip_to(script.ready_mark)
+            return self._wait_for(b"\n").decode(errors="replace") if announces else ""
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise self._failed(str(error)) from error
         finally:
@@ -538,17 +599,21 @@ class _Command:
         with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
             self.channel.close()
 
-    def _wait_for(self, mark: bytes) -> None:
-        """Skip what comes before ``mark``; what comes after it is kept."""
+    def _skip_to(self, mark: bytes) -> None:
+        noise = self._wait_for(mark)
+        if noise:
+            log.debug("%s: skipped %d bytes of the login shell", self._name, len(noise))
+
+    def _wait_for(self, mark: bytes) -> bytes:
+        """What comes before ``mark``; what comes after it is kept."""
         heard = self.leftover
         while mark not in heard:
             piece = self.channel.recv(32768) if len(heard) < bootstrap.NOISE_MOST else b""
             if not piece:
                 raise self._failed(heard.decode(errors="replace"))
             heard += piece
-        noise, _, self.leftover = heard.partition(mark)
-        if noise:
-            log.debug("%s: skipped %d bytes of the login shell", self._name, len(noise))
+        before, _, self.leftover = heard.partition(mark)
+        return before
 
     def _failed(self, output: str) -> P2vError:
         if not self._has_link():

@@ -50,28 +50,39 @@ class TcpDialer:
 
     def dial(self) -> StreamChannel:
         """A new connection.  Raises ConnectFailed, AuthFailed, ProtocolError."""
-        name = f"{bracketed(self._target.host)}:{self._target.port}"
         sock = connect(self._target.host, self._target.port, "is p2v-receiver listen running there")
-        try:
-            return StreamChannel(_Handshake(name, self._token).run(sock))
-        except OSError as error:
-            raise ConnectFailed(f"{name}: {_reason(error)}", hint=_CROWDED) from error
+        return authenticate(sock, self._target, self._token)
 
     def close(self) -> None:
         """Nothing is kept between connections."""
 
 
-def connect(host: str, port: int, question: str) -> socket.socket:
+def connect(
+    host: str, port: int, question: str, within_s: float = CONNECT_TIMEOUT_S
+) -> socket.socket:
     """A TCP connection, IPv4 or IPv6.  Raises ConnectFailed with ``question`` in its hint."""
     try:
-        sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+        sock = socket.create_connection((host, port), within_s)
     except OSError as error:
         raise ConnectFailed(
-            f"{bracketed(host)}:{port}: {_reason(error)}",
+            f"{bracketed(host)}:{port}: {_reason(error, within_s)}",
             hint=f"{question}, and does a firewall let us through?",
         ) from error
     configure_socket(sock)
     return sock
+
+
+def authenticate(sock: socket.socket, target: TcpTarget, token: str) -> StreamChannel:
+    """Both ends of a new connection prove the token.  ``sock`` is closed when they fail to.
+
+    Raises ConnectFailed, AuthFailed, ProtocolError.
+    """
+    name = f"{bracketed(target.host)}:{target.port}"
+    try:
+        return StreamChannel(_Handshake(name, token).run(sock))
+    except OSError as error:
+        reason = _reason(error, auth.TIMEOUT_S)
+        raise ConnectFailed(f"{name}: {reason}", hint=_CROWDED) from error
 
 
 def connect_through(command: str) -> tuple[Socket, Process]:
@@ -90,9 +101,10 @@ def connect_through(command: str) -> tuple[Socket, Process]:
     return ours, process
 
 
-def _reason(error: OSError) -> str:
-    if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
+def _reason(error: OSError, within_s: float) -> str:
+    # Where the kernel gives up earlier it has a reason of its own, and a number.
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"no answer within {within_s:.0f} s"
     return error.strerror or str(error)
 
 

@@ -40,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     child = commands.add_parser("serve")
     child.add_argument("--dir", required=True)
     child.add_argument("--door", type=int, help="an inherited socket that connections come through")
+    child.add_argument("--direct", type=int, help="open a port for so many connections")
+    child.add_argument("--at", help="this host's address as the sender knows it")
     child.set_defaults(run=_serve)
     return parser
 
@@ -83,9 +85,13 @@ def _listen(options: Any) -> int:
             )
         )
     server = Server(os.path.abspath(options.dir))
+
+    def is_over() -> bool:
+        return bool(options.once and server.closed_in_due_form) and not server.live_sessions
+
     listen.announce(token, options.bind, sock.getsockname()[1])
     try:
-        listen.Listener(server, token, options.plaintext).run(sock, options.once)
+        listen.Listener(server, token, options.plaintext).run(sock, is_over)
     finally:
         server.shut_down()
     return 0
@@ -94,6 +100,8 @@ def _listen(options: Any) -> int:
 def _serve(options: Any) -> int:
     """Serve whoever comes through an inherited socket, or standard input and output."""
     server = Server(os.path.abspath(options.dir))
+    if options.direct:
+        _announce_direct(server, options)
     pipes: Iterable[Any] = [_standard_pipe()] if options.door is None else _visitors(options.door)
     threads = []
     try:
@@ -106,6 +114,13 @@ def _serve(options: Any) -> int:
     finally:
         server.shut_down()
     return 0
+
+
+def _announce_direct(server: Server, options: Any) -> None:
+    # sshd(8): client's address and port, ours and port.  sudo takes it out of the environment.
+    ours = os.environ.get("SSH_CONNECTION", "").split()[2:3]
+    sys.stdout.write(listen.open_direct(server, options.direct, [*ours, options.at]) + "\n")
+    sys.stdout.flush()
 
 
 def _standard_pipe() -> FdPipe:

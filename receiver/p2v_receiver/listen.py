@@ -1,10 +1,12 @@
-"""Raw TCP: accept, authenticate (auth.py), hand over to the server.
+"""TCP: accept, authenticate (auth.py), hand over to the server.
 
-Before the token is proved nothing is opened or written, and whoever it is gets ten seconds.
+Before the token is proved nothing is opened or written, and whoever it is gets ten seconds.  The
+port is ``p2v-receiver listen``'s, or for a sender that came by ssh one that is open for moments.
 """
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import ssl
@@ -12,13 +14,17 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from typing import Any, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 from . import auth, wire
 from .serve import Server, log
 from .stream import FrameStream, SocketPipe, TlsPipe, configure_socket
 
+DIRECT_PORTS = range(auth.DEFAULT_PORT + 1, auth.DEFAULT_PORT + 17)  # what a firewall has to know
+DIRECT_OPEN_S = 30.0
+
 _MOST_STRANGERS = 64
+_LOOK_EVERY_S = 0.5
 
 
 def _receive_exactly(sock: socket.socket, length: int, deadline: float) -> bytes:
@@ -89,11 +95,12 @@ class Listener:
         self._plaintext = plaintext
         self._strangers: "OrderedDict[int, socket.socket]" = OrderedDict()
         self._lock = threading.Lock()
+        self.admitted = 0  # connections that proved the token
 
-    def run(self, sock: socket.socket, once: bool) -> None:
-        """Accept until, with ``once``, a job was finished and nobody is left."""
-        sock.settimeout(0.5 if once else None)
-        while not (once and self._server.closed_in_due_form and not self._server.live_sessions):
+    def run(self, sock: socket.socket, is_over: Callable[[], bool]) -> None:
+        """Accept until ``is_over``."""
+        sock.settimeout(_LOOK_EVERY_S)
+        while not is_over():
             try:
                 connection, address = sock.accept()
             except socket.timeout:
@@ -130,6 +137,8 @@ class Listener:
             log("{}: turned away: {}".format(name, error))
             connection.close()
             return
+        with self._lock:
+            self.admitted += 1
         self._server.handle(FrameStream(pipe, wire.RECEIVER))
 
 
@@ -137,10 +146,54 @@ def bind(address: str, port: int) -> socket.socket:
     """A listening socket.  Raises OSError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((address, port))
-    sock.listen(64)
+    try:
+        # Looked up for the number of the interface in fe80::1%eth0.
+        host, _, *scope = socket.getaddrinfo(address or None, 0, family, flags=socket.AI_PASSIVE)[
+            0
+        ][4]
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port, *scope))
+        sock.listen(64)
+    except BaseException:
+        sock.close()
+        raise
     return sock
+
+
+def open_direct(server: Server, streams: int, addresses: Iterable[str]) -> str:
+    """A port for ``streams`` connections of the sender that started us over ssh.
+
+    On the first of ``addresses`` that is this host's.  It is closed as soon as they are there, and
+    after ``DIRECT_OPEN_S`` in any case.  Returns the line that tells the sender: ``PORT TOKEN``, or
+    ``- WHY NOT``.
+    """
+    try:
+        sock = _bind_direct(addresses)
+    except OSError as error:
+        return "- {}".format(error.strerror or error)
+    token = auth.new_token()
+    listener = Listener(server, token, plaintext=False)
+    closes_at = time.monotonic() + DIRECT_OPEN_S
+
+    def accept() -> None:
+        with sock:
+            listener.run(sock, lambda: listener.admitted >= streams or time.monotonic() > closes_at)
+
+    threading.Thread(target=accept, name="direct", daemon=True).start()
+    return "{} {}".format(sock.getsockname()[1], token)
+
+
+def _bind_direct(addresses: Iterable[str]) -> socket.socket:
+    why = OSError(errno.EADDRNOTAVAIL, "the host does not know its address")
+    for address in addresses:
+        for port in itertools.chain(DIRECT_PORTS, [0]):
+            try:
+                return bind(address, port)
+            except OSError as error:
+                why = error
+                if error.errno != errno.EADDRINUSE:
+                    break  # behind address translation it is not this host's
+    raise why
 
 
 def reachable_name(address: str) -> str:

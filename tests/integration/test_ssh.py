@@ -93,19 +93,25 @@ def replicate(dialer: ports.Dialer, size: int = MIB) -> None:
     client.close()
 
 
-class TestSsh(ProcessSuite):
+class TestInBand(ProcessSuite):
+    data = "inband"
+
     @pytest.fixture
     def dialer(self, sshd: Sshd, directory: Path) -> ports.Dialer:
         self.sshd = sshd
-        return dialer_to(sshd, directory)
+        return dialer_to(sshd, directory, options=SshOptions(data=self.data))
 
     def dialer_source(self, directory: Path) -> str:
         return (
             "from p2v_sync.transport.address import SshTarget\n"
             "from p2v_sync.transport.ssh import SshDialer, SshOptions\n"
             f"target = SshTarget('root', '127.0.0.1', {self.sshd.port}, {str(directory)!r})\n"
-            "dialer = SshDialer(target, SshOptions(), None)"
+            f"dialer = SshDialer(target, SshOptions(data={self.data!r}), None)"
         )
+
+
+class TestControlOfADirectPath(TestInBand):
+    data = "direct"
 
 
 # Starting the receiver
@@ -265,7 +271,7 @@ def test_the_last_words_of_a_dead_receiver_are_told(
     monkeypatch.setattr(
         bootstrap, "_LOADER", "import sys\nsys.stdout.write(READY)\nsys.exit('no legs')\n"
     )
-    channel = dialer_to(sshd, directory).dial()
+    channel = dialer_to(sshd, directory, options=SshOptions(data="inband")).dial()
     with pytest.raises(PeerLost, match="no legs"):
         channel.receive()
     channel.close()

@@ -15,6 +15,8 @@ from p2v_sync.run import Tail
 from p2v_sync.transport import bootstrap
 from p2v_sync.transport.bootstrap import OLDEST_PYTHON, Bootstrap, Silence, build_bootstrap, explain
 from p2v_sync.transport.channel import StreamChannel
+from p2v_sync.transport.direct import open_streams
+from tests.conftest import oldest_python
 from tests.contract.channel_suite import MIB, Client, noise
 
 # The first five are what CI installs.
@@ -37,11 +39,19 @@ class Host:
         self.output = b""
 
     def boot(self) -> StreamChannel:
+        self.start()
+        return StreamChannel(self)
+
+    def start(self) -> None:
         assert self._process.stdin is not None
         assert self._wait_for(self._script.send_mark), self.silence()
         self._process.stdin.write(self._script.bundle)
         assert self._wait_for(self._script.ready_mark), self.silence()
-        return StreamChannel(self)
+
+    def read_line(self) -> str:
+        self.output = b""
+        assert self._wait_for(b"\n"), self.silence()
+        return self.output.decode()
 
     def _wait_for(self, mark: bytes) -> bool:
         """Byte by byte, so that no frame is taken."""
@@ -126,6 +136,27 @@ def test_pythons(tmp_path: Path) -> None:
         script = build_bootstrap(str(directory), sudo=False, pythons=(python,))
         replicate(Host(script, PYTHONPATH="/nonexistent"), directory)
     assert tried
+
+
+@pytest.mark.parametrize("ssh_connection", ["192.0.2.1 1 127.0.0.1 22", "", "rubbish"])
+def test_a_direct_port_with_the_oldest_python(tmp_path: Path, ssh_connection: str) -> None:
+    options = ["--direct", "2", "--at", "127.0.0.1"]
+    script = build_bootstrap(str(tmp_path), sudo=False, pythons=(oldest_python(),), options=options)
+    host = Host(script, SSH_CONNECTION=ssh_connection)
+    host.start()
+    announcement = host.read_line()
+    control = StreamChannel(host)
+    control.bulk = open_streams("127.0.0.1", announcement, 2)
+    clients = [Client(channel) for channel in (control, *control.bulk)]
+    for client in clients:
+        client.greet()
+    opened = clients[0].open("sda")
+    attach = {"session": opened["session"], "token": opened["token"]}
+    for client in clients[1:]:
+        client.ask(wire.FrameType.ATTACH, attach, wire.FrameType.ATTACHED)
+    for client in reversed(clients):
+        client.close()
+    host.end()
 
 
 def fake(path: Path, text: str) -> Path:

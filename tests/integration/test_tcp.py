@@ -77,8 +77,13 @@ class Receiver:
 class Proxy:
     """Between the two ends: forwards, changes, records or swallows what comes by."""
 
-    def __init__(self, port: int, change: Callable[[str, bytes], bytes] | None = None) -> None:
-        self._door = socket.create_server(("127.0.0.1", 0))
+    def __init__(
+        self,
+        port: int,
+        change: Callable[[str, bytes], bytes] | None = None,
+        door: tuple[str, int] = ("127.0.0.1", 0),
+    ) -> None:
+        self._door = socket.create_server(door)
         self._port = port
         self._change = change or (lambda _, data: data)
         self.black_hole = threading.Event()
@@ -89,13 +94,17 @@ class Proxy:
 
     @property
     def target(self) -> TcpTarget:
-        return TcpTarget("127.0.0.1", self._door.getsockname()[1])
+        return TcpTarget(*self._door.getsockname()[:2])
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 here, _ = self._door.accept()
-                there = socket.create_connection(("127.0.0.1", self._port))
+                try:
+                    there = socket.create_connection(("127.0.0.1", self._port))
+                except ConnectionRefusedError:
+                    here.close()
+                    continue
                 self._sockets += [here, there]
                 for who, source, sink in (("sender", here, there), ("receiver", there, here)):
                     forward = threading.Thread(target=self._forward, args=(who, source, sink))
@@ -111,13 +120,18 @@ class Proxy:
                     sink.sendall(self._change(who, data))
             sink.shutdown(socket.SHUT_WR)
 
+    def cut(self) -> None:
+        """Break what goes through now."""
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
+        self.cut()
         for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
         self._thread.join(5)
 

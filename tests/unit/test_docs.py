@@ -15,11 +15,13 @@ import pytest
 from p2v_receiver import wire
 from p2v_receiver.__main__ import _parser
 from p2v_receiver.auth import DEFAULT_PORT
+from p2v_receiver.listen import DIRECT_PORTS
 from p2v_sync.cli import cli
 from p2v_sync.cli.render import event_name
 from p2v_sync.device.sysfs import Disk
-from p2v_sync.errors import P2vError
+from p2v_sync.errors import ConnectFailed, P2vError
 from p2v_sync.events import Counters, Event
+from p2v_sync.transport.direct import refused
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -90,6 +92,13 @@ def test_the_options_of_the_receiver() -> None:
         assert f"default is {DEFAULT_PORT}" in page.read_text() or (
             f"default port is {DEFAULT_PORT}" in page.read_text()
         )
+
+
+def test_the_ports_of_the_direct_data_path() -> None:
+    ports = f"{DIRECT_PORTS[0]} to {DIRECT_PORTS[-1]}"
+    assert ports in str(refused(ConnectFailed("")))
+    for page in (SENDER_PAGE, ROOT / "README.md", ROOT / "receiver" / "PROTOCOL.md"):
+        assert ports in re.sub(r"\s+", " ", page.read_text()), page
 
 
 def long_options(parser: ArgumentParser) -> set[str]:
