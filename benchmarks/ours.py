@@ -94,13 +94,17 @@ def _replica(stage: Stage, source: Path | None = None) -> Path:
 
 
 def _sync(
-    stage: Stage, target: Target, *, source: Path | None = None, durable: bool = True
+    stage: Stage,
+    target: Target,
+    *options: str,
+    source: Path | None = None,
+    durable: bool = True,
 ) -> Sample:
     """``p2v-sync sync``: its seconds, its peak_rss, what it sent and what the link carried."""
     argv = [*_python("p2v_sync", durable=durable), "sync", str(source or stage.source)]
     argv += [target.address, "--job", _JOB, "--state", str(stage.scratch / "state"), "--json"]
     home = {"HOME": str(stage.host.home)} if stage.host else {}
-    program, output = run([*argv, *target.options], {**_TOKEN, **home})
+    program, output = run([*argv, *target.options, *options], {**_TOKEN, **home})
     events = map(json.loads, output.splitlines())
     finished = [event for event in events if event["event"] == "pass_finished"]
     if len(finished) != 1:
@@ -117,10 +121,10 @@ def _sync(
 # Contests
 
 
-def first_copy(way: Way, stage: Stage) -> Sample:
-    """Connect, copy, durable, verified as without options, reported."""
+def first_copy(way: Way, stage: Stage, *, options: tuple[str, ...] = ()) -> Sample:
+    """Connect, copy, durable, verified unless ``options`` say otherwise, reported."""
     with way(stage) as target:
-        sample = _sync(stage, target)
+        sample = _sync(stage, target, *options)
     stage.check(_replica(stage))
     return sample
 

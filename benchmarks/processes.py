@@ -44,7 +44,7 @@ class Program:
         self._began = time.monotonic()
         self._popen = subprocess.Popen(
             argv,
-            env={**os.environ, **(env or {})},
+            env=_environment(env or {}),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._errors,
@@ -105,6 +105,13 @@ class Program:
         self.stop()
         self._output.close()
         self._errors.close()
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Ours, but with Python's bytecode written, as it is for a program that was installed."""
+    environ = {**os.environ, **extra}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    return environ
 
 
 def run(argv: Sequence[str], env: Mapping[str, str] | None = None) -> tuple[Program, str]:

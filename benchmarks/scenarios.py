@@ -11,6 +11,13 @@ _NBDCOPY = "nbdkit+nbdcopy"
 _BLOCKSYNC = ("blocksync-fast", *_SSH)
 _ssh_in_band = partial(ours.ssh, inband=True)
 
+
+def _with(*options: str) -> Contestant:
+    """A first copy with options."""
+    run = partial(ours.first_copy, ours.plaintext, options=options)
+    return Contestant(f"p2v-sync plaintext {' '.join(options)}", run)
+
+
 SCENARIOS = (
     Scenario(
         "first-copy",
@@ -18,6 +25,7 @@ SCENARIOS = (
         _NBDCOPY,
         (
             Contestant("p2v-sync plaintext", partial(ours.first_copy, ours.plaintext)),
+            _with("--verify", "none"),
             Contestant(_NBDCOPY, peers.nbdkit_nbdcopy, ("nbdkit", "nbdcopy")),
             Contestant("p2v-sync TLS", partial(ours.first_copy, ours.tcp)),
             Contestant("nbdcopy→qemu-nbd", peers.nbdcopy_qemu_nbd, ("nbdcopy", "qemu-nbd")),
@@ -92,6 +100,15 @@ SCENARIOS = (
         (
             Contestant("p2v-sync, the data alone", partial(ours.sparse, 0)),
             Contestant("p2v-sync", partial(ours.sparse, SPARSE_SIZE)),
+        ),
+    ),
+    Scenario(
+        "tuning",
+        "a first copy with other sizes; what wins is what p2v-sync does without being asked",
+        "p2v-sync plaintext --block-size 256K",
+        (
+            *(_with("--block-size", size) for size in ("64K", "128K", "256K", "512K", "1M")),
+            *(_with("--streams", number) for number in ("1", "2", "4")),
         ),
     ),
 )

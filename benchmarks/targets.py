@@ -99,6 +99,13 @@ _SAMPLE = 32 * MIB
 
 TARGETS = (
     _ratio("first copy, tcp plaintext", "first-copy", "p2v-sync plaintext", 0.75, "nbdkit+nbdcopy"),
+    _ratio(
+        "first copy, tcp plaintext, not read back",
+        "first-copy",
+        "p2v-sync plaintext --verify none",
+        0.75,
+        "nbdkit+nbdcopy",
+    ),
     _ratio("first copy, tcp with TLS", "first-copy", "p2v-sync TLS", 1.0, "nbdkit+nbdcopy"),
     _ratio("first copy, ssh", "first-copy", "p2v-sync ssh", 0.5, "dd|zstd|ssh"),
     _ratio("first copy, ssh in-band", "first-copy", "p2v-sync ssh in-band", 0.8, "dd|zstd|ssh"),
