@@ -475,7 +475,7 @@ def refusing(*blocks: int, at: FrameType = T.PATCH) -> dict[FrameType, Say]:
     ids=["segment", "block", "none", "far", "early"],
 )
 def test_a_refusal_of_what_was_not_sent(tmp_path: Path, says_it: dict[FrameType, Say]) -> None:
-    with pytest.raises(ProtocolError):
+    with pytest.raises(ProtocolError, match=r"blocks that were not sent|set of blocks"):
         incremental(tmp_path, says_it)
 
 
