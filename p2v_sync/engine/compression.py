@@ -44,7 +44,11 @@ class Compressor:
 
     def body(self, data: memoryview) -> tuple[int, memoryview | bytes]:
         """``(codec number, what to send)``."""
-        if self._codec is None or (self._adaptive and not self._pays_for(self._codec, data)):
+        if (
+            self._codec is None
+            or not len(data)
+            or (self._adaptive and not self._pays_for(self._codec, data))
+        ):
             return RAW, data
         packed = self._codec.compress(data)
         if len(packed) > _WORTH_IT * len(data):

@@ -14,9 +14,10 @@ from p2v_sync.engine.compression import Compressor
 from p2v_sync.engine.knowledge import Knowledge, with_knowledge
 from p2v_sync.engine.plan import SegmentRun
 from p2v_sync.engine.ports import Ledger, Source
+from p2v_sync.engine.refine import Refiner
 from p2v_sync.engine.run import Run
 from p2v_sync.engine.scan import Report, Scanner, Workers, WorkItem
-from p2v_sync.engine.session import Commit, Session, Target
+from p2v_sync.engine.session import BulkStream, Commit, Session, Target
 from p2v_sync.errors import P2vError, ProtocolError
 from p2v_sync.events import CheckpointDone, Counters, Event, Notice, Progress, UnreadableFound
 from p2v_sync.extent import Extent
@@ -27,6 +28,7 @@ _FIRST_CHECKPOINT_S = 1.0
 _CHECKPOINT_BYTES = 1 << 30
 _TICK_S = 0.25
 _MOST_AWAITING = 1 << 17  # segments: holes go by faster than checkpoints, memory must stay flat
+_KEPT_BYTES = 128 * 1024 * 1024  # by all workers of a disk, of what waits for page digests
 _STATE_ROW = struct.Struct("!Q")
 
 
@@ -82,6 +84,7 @@ class Copy:
         self._sent_at_checkpoint = self._tally.counters.sent
         self._new_unreadable: list[Extent] = []
         self._over = threading.Event()
+        self._refused: dict[int, int] = {}  # segment → bit set of blocks that must go whole
 
     @property
     def _target(self) -> Target:
@@ -101,6 +104,7 @@ class Copy:
             self._feed(workers, plan.blocks_of(retry, self._layout) if retry else None)
             workers.finish()
             self._session.drain()
+            self._send_refused()
             # From here on checkpoints are asked for here alone: none may come behind the END.
             self._over.set()
             ticker.join()
@@ -117,24 +121,42 @@ class Copy:
     # Feeding the workers
 
     def _scanners(self) -> list[Scanner]:
-        run = self._run
-        report = Report(
-            self._tally, self._segment_sent, run.note_written, run.blocks_sent, self._bad_extents
-        )
-        digest = codec.digest_function(self._target.digest, self._target.seed)
         streams = self._session.streams
         # Two workers at least: one reads and digests while the other one sends.
-        return [
-            Scanner(
-                self._disk.source,
-                streams[index % len(streams)],
-                self._layout,
-                digest,
-                self._compressor,
-                report,
-            )
-            for index in range(max(2, len(streams)))
-        ]
+        total = max(2, len(streams))
+        scanners = [self._scanner(streams[index % len(streams)]) for index in range(total)]
+        if self._refines():
+            for scanner in scanners:
+                scanner.refinement = self._refiner(scanner, _KEPT_BYTES // total)
+        return scanners
+
+    def _report(self) -> Report:
+        run = self._run
+        return Report(
+            self._tally,
+            self._segment_sent,
+            run.note_written,
+            run.note_patched,
+            run.bytes_sent,
+            self._bad_extents,
+        )
+
+    def _scanner(self, stream: BulkStream) -> Scanner:
+        digest = codec.digest_function(self._target.digest, self._target.seed)
+        source, report = self._disk.source, self._report()
+        return Scanner(source, stream, self._layout, digest, self._compressor, report)
+
+    def _refines(self) -> bool:
+        """Whether it can pay: an earlier pass is complete, and blocks have several pages."""
+        can_pay = self._target.pass_due > 1 and self._layout.block_size > wire.PAGE_SIZE
+        return can_pay and wire.PAGES in self._session.features
+
+    def _refiner(self, scanner: Scanner, room: int) -> Refiner:
+        digests = codec.page_digests_function(self._target.digest, self._target.seed)
+        most = room // scanner.step
+        return Refiner(
+            scanner.stream, self._layout, digests, self._compressor, self._report(), most
+        )
 
     def _feed(self, workers: Workers, only: dict[int, set[int]] | None) -> None:
         runs = self._runs(self._knowledge.most_segments)
@@ -207,6 +229,34 @@ class Copy:
         is_zero = entries == self._layout.zero_entries(segment)
         with self._lock:
             self._awaiting[segment] = None if is_zero else entries, counters
+
+    def on_refused(self, blocks: wire.BlockSet) -> None:
+        """The receiver could not complete these blocks from pages.  Raises wire.ProtocolError."""
+        if blocks.bits & ~self._run.written.get(blocks.segment, 0):
+            raise wire.ProtocolError("REFUSED names blocks that were not sent")
+        with self._lock:
+            self._refused[blocks.segment] = self._refused.get(blocks.segment, 0) | blocks.bits
+
+    def _send_refused(self) -> None:
+        """Every bulk frame is acknowledged, so this is all of them; now they go whole."""
+        if not self._refused:
+            return
+        total = sum(bits.bit_count() for bits in self._refused.values())
+        text = f"{total} blocks of the image changed under the pass, or came damaged: sent again"
+        self._disk.observe(Notice(self._disk.name, text))
+        scanner = self._scanner(self._session.streams[0])
+        for segment, bits in sorted(self._refused.items()):
+            with self._lock:
+                if segment not in self._awaiting:
+                    raise ProtocolError("the receiver refused blocks and called them complete")
+                entries, counted = self._awaiting[segment]
+            # The segment is counted anew; what was sent stays sent.
+            self._tally.add(
+                Counters(scanned=-counted.scanned, zero=-counted.zero, same=-counted.same)
+            )
+            held = plan.forgotten(entries or self._layout.zero_entries(segment), bits)
+            scanner.scan(WorkItem(segment, held))
+        self._session.drain()
 
     def _bad_extents(self, extents: Sequence[Extent]) -> None:
         with self._lock:

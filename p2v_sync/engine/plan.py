@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import NamedTuple, TypeVar
 
 from p2v_receiver import codec
-from p2v_receiver.wire import SEGMENT_BLOCKS, ZERO, Layout
+from p2v_receiver.wire import ENTRY_SIZE, SEGMENT_BLOCKS, UNKNOWN, ZERO, Layout, indices
 from p2v_sync.extent import Extent
 
 T = TypeVar("T")
@@ -95,6 +95,14 @@ def coarse(extents: Sequence[Extent], most: int) -> list[Extent]:
         joined = [Extent(a.start, b.end - a.start) for a, b in pairs]
         kept = joined + kept[len(joined) * 2 :]
     return kept
+
+
+def forgotten(entries: bytes, bits: int) -> bytes:
+    """Packed entries with those of the blocks in a bit set UNKNOWN."""
+    changed = bytearray(entries)
+    for index in indices(bits):
+        changed[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = UNKNOWN
+    return bytes(changed)
 
 
 def blocks_of(extents: Sequence[Extent], layout: Layout) -> dict[int, set[int]]:

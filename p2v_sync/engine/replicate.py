@@ -68,7 +68,7 @@ class Outcome:
 
 def pass_of(target: Target, seed: bool) -> tuple[int, str]:
     """Number and kind of the pass that this run works on."""
-    number = target.pass_number + int(target.pass_complete)
+    number = target.pass_due
     return number, "seed" if seed else "initial" if number == 1 else "incremental"
 
 
@@ -191,6 +191,7 @@ class Replication:
         self._begin(session, number, kind)
         copy = Copy(self._disk, self._run, session, knowledge, compressor)
         session.on_commit = copy.on_commit
+        session.on_refused = copy.on_refused
         copy.run(self._retry(target))
         outcome = Outcome(number, kind, self._run.tally.counters, tuple(self._run.unreadable))
         seconds = time.monotonic() - self._run.started

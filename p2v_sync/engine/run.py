@@ -35,6 +35,8 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     unreadable: list[Extent] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    # segment → block's index in it → bytes of it sent; gone once the segment is durable
+    _patched: dict[int, dict[int, int]] = field(default_factory=dict)
     _done_counters: Counters = field(default_factory=Counters)
     _parameters: tuple[object, ...] | None = None
 
@@ -45,6 +47,7 @@ class Run:
         if self._parameters not in (None, parameters):
             self.done.clear()
             self.written.clear()
+            self._patched.clear()
             self._done_counters = Counters()
         self._parameters = parameters
         # All but what is done is visited again; what was sent stays sent.
@@ -54,17 +57,30 @@ class Run:
     def note_done(self, segments: Mapping[int, Counters]) -> None:
         """These segments are durable; what was counted in each of them stays counted."""
         self.done.update(segments)
+        for segment in segments:
+            self._patched.pop(segment, None)
         self._done_counters = sum(segments.values(), self._done_counters)
 
     def note_written(self, first: int, total: int) -> None:
-        """``total`` blocks from ``first``, all in one segment, were sent."""
+        """``total`` blocks from ``first``, all in one segment, were sent as a whole."""
         segment, index = divmod(first, SEGMENT_BLOCKS)
         self.written[segment] = self.written.get(segment, 0) | ((1 << total) - 1) << index
+        for each in range(index, index + total) if segment in self._patched else ():
+            self._patched[segment].pop(each, None)
 
-    def blocks_sent(self, first: int, total: int) -> int:
-        """How many of these blocks, all in one segment, this run has sent before."""
+    def note_patched(self, block: int, length: int) -> None:
+        """``length`` bytes of a block were sent, all that differed."""
+        self.note_written(block, 1)
+        segment, index = divmod(block, SEGMENT_BLOCKS)
+        self._patched.setdefault(segment, {})[index] = length
+
+    def bytes_sent(self, first: int, total: int, block_size: int) -> int:
+        """How much of these blocks, all in one segment, this run has sent before."""
         segment, index = divmod(first, SEGMENT_BLOCKS)
-        return (self.written.get(segment, 0) >> index & (1 << total) - 1).bit_count()
+        blocks = (self.written.get(segment, 0) >> index & (1 << total) - 1).bit_count()
+        patched = self._patched.get(segment, {})
+        lengths = [patched[each] for each in range(index, index + total) if each in patched]
+        return (blocks - len(lengths)) * block_size + sum(lengths)
 
     def note_unreadable(self, extents: Sequence[Extent]) -> None:
         self.unreadable = list(merged([*self.unreadable, *extents]))

@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from p2v_receiver import codec, wire
-from p2v_receiver.wire import ENTRY_SIZE, SEGMENT_BLOCKS, ZERO, FrameType, Layout
+from p2v_receiver.wire import ENTRY_SIZE, SEGMENT_BLOCKS, UNKNOWN, ZERO, FrameType, Layout
 from p2v_sync.engine.compression import Compressor
 from p2v_sync.engine.plan import runs_where
 from p2v_sync.engine.ports import Source
@@ -22,6 +22,7 @@ from p2v_sync.events import Counters
 from p2v_sync.extent import Extent
 
 _REQUEST = 1024 * 1024  # how much is read at once
+_REFINED = {"refined", "no longer zero"}  # kinds of blocks of which only some pages go out
 
 
 class WorkItem(NamedTuple):
@@ -55,8 +56,41 @@ class Report:
     tally: Tally
     segment_sent: Callable[[int, bytes, Counters], None]  # all of a segment is with the receiver
     written: Callable[[int, int], None]  # first block, count
-    sent_before: Callable[[int, int], int]  # first block, count → how many of them, in this run
+    patched: Callable[[int, int], None]  # block, how many bytes of it
+    sent_before: Callable[[int, int, int], int]  # first block, count, size → bytes, in this run
     unreadable: Callable[[Sequence[Extent]], None]
+
+
+class Finished(NamedTuple):
+    """A segment of which all was sent."""
+
+    segment: int
+    entries: bytes
+    counters: Counters
+
+
+def tell_finished(stream: BulkStream, report: Report, finished: Finished) -> None:
+    # Noted before it is said: the acknowledgement may be quick.
+    report.segment_sent(*finished)
+    digest = codec.entries_digest(codec.entries_digest(finished.entries))
+    stream.send(FrameType.SEGMENTS, wire.Segments(finished.segment, 1, digest).pack())
+
+
+class Refinement(Protocol):
+    """Sends changed blocks later, once it is known which pages of them the target lacks."""
+
+    @property
+    def is_waiting(self) -> bool: ...
+
+    def keep(self, block: int, entries: list[bytes], data: memoryview, was_zero: bool) -> None: ...
+
+    def swap(self, buffer: memoryview) -> memoryview: ...
+
+    def end_segment(self, finished: Finished) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def settle_one(self) -> None: ...
 
 
 class Scanner:
@@ -75,16 +109,17 @@ class Scanner:
         report: Report,
     ) -> None:
         self._source = source
-        self._stream = stream
+        self.stream = stream
         self._layout = layout
         self._digest = digest
         self._compressor = compressor
         self._report = report
-        step = max(layout.block_size, _REQUEST)
+        self.step = step = max(layout.block_size, _REQUEST)
         # Page-aligned: the kernel copies into it five times faster than into a bytearray.
         self._buffer = memoryview(mmap.mmap(-1, step))
         self._step_blocks = step // layout.block_size
         self._counters = Counters()  # of the segment being scanned
+        self.refinement: Refinement | None = None
 
     def scan(self, item: WorkItem) -> None:
         """Visit a segment and tell the receiver when it is complete."""
@@ -95,7 +130,13 @@ class Scanner:
         for first, end in self._wanted_runs(item):
             for at in range(first, end, self._step_blocks):
                 self._scan_request(item, range(at, min(at + self._step_blocks, end)), entries, data)
-        self._finish(item.segment, bytes(entries))
+                if self.refinement is not None:
+                    self.refinement.settle()
+        finished = Finished(item.segment, bytes(entries), self._counters)
+        if self.refinement is not None:
+            self.refinement.end_segment(finished)
+        else:
+            tell_finished(self.stream, self._report, finished)
 
     def _wanted_runs(self, item: WorkItem) -> Iterator[tuple[int, int]]:
         """``(first, end)`` of the blocks to look at; the others count as the same."""
@@ -138,18 +179,14 @@ class Scanner:
 
     def _tell_unreadable(self, extents: Sequence[Extent]) -> None:
         message = {"extents": [list(extent) for extent in extents]}
-        self._stream.send(FrameType.UNREADABLE, wire.pack_json(message))
+        self.stream.send(FrameType.UNREADABLE, wire.pack_json(message))
         self._report.unreadable(extents)
 
     def _send_changes(
         self, first: int, view: memoryview, found: list[bytes], expected: bytes
     ) -> None:
         kinds = [
-            "same"
-            if entry == expected[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]
-            else "zero"
-            if entry == ZERO
-            else "changed"
+            self._kind(entry, expected[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE])
             for index, entry in enumerate(found)
         ]
         for begin, end, kind in runs_where(kinds):
@@ -158,7 +195,7 @@ class Scanner:
             if kind == "same":
                 self._count_same(first + begin, found[begin:end])
             elif kind == "zero":
-                wire_bytes = self._stream.send(
+                wire_bytes = self.stream.send(
                     FrameType.ZEROS, wire.Blocks(first + begin, end - begin).pack()
                 )
                 self._count(
@@ -167,15 +204,33 @@ class Scanner:
                 )
             else:
                 at = begin * self._layout.block_size
-                self._send_data(first + begin, found[begin:end], view[at : at + length])
-                self._report.written(first + begin, end - begin)
+                data = view[at : at + length]
+                if kind in _REFINED and self.refinement is not None:
+                    self.refinement.keep(
+                        first + begin, found[begin:end], data, kind == "no longer zero"
+                    )
+                else:
+                    self._send_data(first + begin, found[begin:end], data)
+                    self._report.written(first + begin, end - begin)
+        if self.refinement is not None and not _REFINED.isdisjoint(kinds):
+            self._buffer = self.refinement.swap(self._buffer)
+
+    def _kind(self, found: bytes, held: bytes) -> str:
+        if found == held:
+            return "same"
+        if found == ZERO:
+            return "zero"
+        # Of a block that is not known there no page can be left out.
+        if self.refinement is None or held == UNKNOWN:
+            return "changed"
+        return "no longer zero" if held == ZERO else "refined"
 
     def _count_same(self, first: int, entries: list[bytes]) -> None:
         """Blocks that the target has: zeros, or the same data; unless we have just sent it."""
         block_size = self._layout.block_size
         start, end = self._layout.extent(first, len(entries))
         zero = min(entries.count(ZERO) * block_size, end - start)
-        sent = self._report.sent_before(first, len(entries)) * block_size
+        sent = self._report.sent_before(first, len(entries), block_size)
         same = max(0, end - start - zero - sent)
         self._count(Counters(scanned=end - start, zero=zero, same=same))
 
@@ -183,7 +238,7 @@ class Scanner:
         number, body = self._compressor.body(data)
         meta = wire.Data(first, number, len(data), b"".join(entries)).pack()
         began = time.perf_counter()
-        wire_bytes = self._stream.send(FrameType.DATA, meta, body)
+        wire_bytes = self.stream.send(FrameType.DATA, meta, body)
         self._compressor.sent(len(body), time.perf_counter() - began)
         self._count(
             Counters(scanned=len(data), sent=len(data), wire=wire_bytes),
@@ -193,12 +248,6 @@ class Scanner:
     def _count(self, counters: Counters, **blocks: int) -> None:
         self._counters += counters
         self._report.tally.add(counters, **blocks)
-
-    def _finish(self, segment: int, entries: bytes) -> None:
-        # Noted before it is said: the acknowledgement may be quick.
-        self._report.segment_sent(segment, entries, self._counters)
-        digest = codec.entries_digest(codec.entries_digest(entries))
-        self._stream.send(FrameType.SEGMENTS, wire.Segments(segment, 1, digest).pack())
 
 
 class Workers:
@@ -241,10 +290,25 @@ class Workers:
     def _work(self, scanner: Scanner) -> None:
         try:
             while not self._failed.is_set():
-                item = self._queue.get()
+                item = self._next_for(scanner)
                 if item is None:
                     return
                 scanner.scan(item)
         except BaseException as error:  # noqa: BLE001 - handed over to the pass
             self._failed.set()
             self._fail(error)
+
+    def _next_for(self, scanner: Scanner) -> WorkItem | None:
+        """The next segment; None at the end, when the scanner has nothing left to send."""
+        ended = False
+        while scanner.refinement is not None and scanner.refinement.is_waiting:
+            try:
+                item = None if ended else self._queue.get_nowait()
+            except queue.Empty:
+                pass
+            else:
+                if item is not None:
+                    return item
+                ended = True
+            scanner.refinement.settle_one()
+        return None if ended else self._queue.get()

@@ -97,6 +97,11 @@ class Target:
     unreadable: tuple[Extent, ...]
     source: Json | None
 
+    @property
+    def pass_due(self) -> int:
+        """The number of the pass to work on: an incomplete one goes on."""
+        return self.pass_number + int(self.pass_complete)
+
     @classmethod
     def from_json(cls, message: Json, size: int) -> "Target":
         """Raises wire.ProtocolError for what an honest receiver would not say."""
@@ -162,6 +167,20 @@ class Commit:
     number: int | None  # of the checkpoint, on its last frame
 
 
+@dataclass
+class Question:
+    """Which digests do the pages of these blocks have at the target?"""
+
+    blocks: wire.BlockSet
+    length: int  # of the answer
+    wire: int  # bytes that question and answer take on the link
+    answer: bytes | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        return self.answer is not None
+
+
 class BulkStream:
     """One connection as workers use it: frames out, within the window and the rate."""
 
@@ -185,6 +204,16 @@ class BulkStream:
         if is_absurd or (self.outstanding and not self.outstanding_frames):
             raise wire.ProtocolError("something else was acknowledged than was sent")
 
+    def ask_pages(self, blocks: wire.BlockSet) -> Question:
+        """Ask for the digests of these blocks' pages; ``answer_to`` waits for them."""
+        question = self._session.expect_pages(blocks)
+        question.wire += self.ask(FrameType.ASK_PAGES, blocks.pack())
+        return question
+
+    def answer_to(self, question: Question) -> bytes:
+        """The packed digests."""
+        return self._session.wait_pages(question)
+
     def ask(self, kind: FrameType, meta: bytes, body: bytes | memoryview = b"") -> int:
         """Send a frame that has an answer of its own, so that it takes no room."""
         self._limiter.take(len(meta) + len(body) + wire.HEADER.size)
@@ -202,6 +231,7 @@ class Session:
         self._dialer = dialer
         self._limiter = limiter
         self.on_commit: Callable[[Commit], None] | None = None
+        self.on_refused: Callable[[wire.BlockSet], None] | None = None
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._channels: list[Channel] = []
@@ -211,12 +241,14 @@ class Session:
         self._fetched: set[int] = set()
         self._verifying: dict[int, range] = {}  # number → blocks
         self._verified: dict[int, list[tuple[int, int]]] = {}
+        self._questions: dict[wire.BlockSet, Question] = {}
         self._ended: Json | None = None
         self._is_beginning = False
         self._closed = 0
         self._checkpoints_sent = 0
         self._checkpoints_done = 0
         self.codecs: list[str] = []
+        self.features: list[str] = []  # what the receiver can do beyond version 1
         self.streams: list[BulkStream] = []
         self.target: Target
 
@@ -270,6 +302,7 @@ class Session:
                 f"the receiver answers with protocol {welcome['version']}, not {wire.VERSION}",
                 hint="use the same version of p2v-sync on both ends",
             )
+        self.features = wire.get_names(welcome, "features")
         theirs = wire.get_names(welcome, "codecs")
         self.codecs = [name for name in codec.codec_names() if name in theirs]
         return channel
@@ -313,13 +346,12 @@ class Session:
         if frame.kind is FrameType.COMMITTED:
             self._handle_commit(wire.unpack_json(frame.meta))
             return True
+        if frame.kind is FrameType.REFUSED:
+            self._handle_refused(wire.BlockSet.unpack(frame.meta))
+            return True
         with self._changed:
             if frame.kind is FrameType.WRITTEN:
                 stream.acknowledge(wire.Written.unpack(frame.meta))
-            elif frame.kind is FrameType.DIGESTS:
-                self._handle_digests(wire.Segments.unpack(frame.meta), bytes(frame.body))
-            elif frame.kind is FrameType.VERIFIED:
-                self._handle_verified(wire.unpack_json(frame.meta))
             elif frame.kind is FrameType.BEGUN:
                 if not self._is_beginning:
                     raise wire.ProtocolError("BEGUN came for what was not begun")
@@ -328,8 +360,19 @@ class Session:
                 self._ended = wire.unpack_json(frame.meta)
             elif frame.kind is FrameType.CLOSED:
                 self._closed += 1
+            else:
+                self._handle_answer(frame)
             self._changed.notify_all()
         return frame.kind is not FrameType.CLOSED
+
+    def _handle_answer(self, frame: Frame) -> None:
+        """What was asked for.  The lock is held."""
+        if frame.kind is FrameType.DIGESTS:
+            self._handle_digests(wire.Segments.unpack(frame.meta), bytes(frame.body))
+        elif frame.kind is FrameType.PAGE_DIGESTS:
+            self._handle_pages(wire.BlockSet.unpack(frame.meta), bytes(frame.body))
+        elif frame.kind is FrameType.VERIFIED:
+            self._handle_verified(wire.unpack_json(frame.meta))
 
     def _handle_digests(self, segments: wire.Segments, entries: bytes) -> None:
         numbers = range(segments.first, segments.first + segments.total)
@@ -355,6 +398,19 @@ class Session:
         ):
             raise wire.ProtocolError("VERIFIED names blocks that were not asked for")
         self._verified[number] = wrong
+
+    def _handle_pages(self, blocks: wire.BlockSet, digests: bytes) -> None:
+        question = self._questions.pop(blocks, None)
+        if question is None:
+            raise wire.ProtocolError("PAGE_DIGESTS came for what was not asked")
+        if len(digests) != question.length:
+            raise wire.ProtocolError("PAGE_DIGESTS of the wrong length")
+        question.answer = digests
+
+    def _handle_refused(self, blocks: wire.BlockSet) -> None:
+        if self.on_refused is None:
+            raise wire.ProtocolError("REFUSED came before anything was sent")
+        self.on_refused(blocks)
 
     def _handle_commit(self, message: Json) -> None:
         complete = wire.get_pairs(message, "complete")
@@ -448,6 +504,25 @@ class Session:
             return {
                 number: self._entries.pop(number) for number in wanted if number in self._entries
             }
+
+    def expect_pages(self, blocks: wire.BlockSet) -> Question:
+        """The answer to a question that goes out next."""
+        layout = self.target.layout
+        pages = 0
+        for block in blocks.blocks:
+            start, end = layout.extent(block, 1)
+            pages += -(-(end - start) // wire.PAGE_SIZE)
+        length = pages * wire.PAGE_DIGEST_SIZE
+        answer_wire = wire.HEADER.size + len(blocks.pack()) + length
+        question = Question(blocks, length, answer_wire)
+        with self._changed:
+            self._questions[blocks] = question
+        return question
+
+    def wait_pages(self, question: Question) -> bytes:
+        with self._changed:
+            self._wait(lambda: question.is_answered)
+        return cast(bytes, question.answer)
 
     def checkpoint(self) -> int:
         """Ask for a durable checkpoint; returns its number."""

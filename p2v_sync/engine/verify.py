@@ -8,7 +8,8 @@ against the manifest by the receiver alone), and is a place of the target equal 
 import mmap
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import NamedTuple
@@ -23,6 +24,8 @@ from p2v_sync.units import MIB
 
 _REQUEST = MIB
 _SAMPLE_BLOCKS = 64
+_ASKED_MOST = 256  # checks on their way, by each worker
+_ASKED_BYTES = 64 * MIB
 
 
 class Check(NamedTuple):
@@ -64,6 +67,11 @@ def checks_of_all(layout: Layout) -> Iterator[Check]:
         yield Check(first, layout.blocks_in(segment), against_source=True)
 
 
+def _fits_behind(asked: Collection[tuple[int, int]], length: int) -> bool:
+    """Whether a check of ``length`` bytes may be asked before the others are answered."""
+    return len(asked) < _ASKED_MOST and sum(each for _, each in asked) + length <= _ASKED_BYTES
+
+
 class Verifier:
     """Carries checks out, several at a time.  Raises what session and source raise."""
 
@@ -103,21 +111,33 @@ class Verifier:
     def _check_all(self, checks: "_Shared", stream: BulkStream) -> tuple[int, list[Extent]]:
         checked = 0
         wrong: list[Extent] = []
-        for check in checks:
-            self._check_stop()
-            for first, total in self._one(check, stream):
+        asked: deque[tuple[int, int]] = deque()  # (number, bytes)
+
+        def settle_one() -> None:
+            nonlocal checked
+            number, length = asked.popleft()
+            for first, total in self._session.wait_verified(number):
                 start, end = self._layout.extent(first, total)
                 wrong.append(Extent(start, end - start))
-            length = check.length(self._layout)
             checked += length
             self._progress(length)
+
+        for check in checks:
+            self._check_stop()
+            length = check.length(self._layout)
+            # What pages were sent of is many small checks: each must not cost a round trip.
+            while asked and not _fits_behind(asked, length):
+                settle_one()
+            asked.append((self._ask(check, stream), length))
+        while asked:
+            settle_one()
         return checked, wrong
 
-    def _one(self, check: Check, stream: BulkStream) -> list[tuple[int, int]]:
+    def _ask(self, check: Check, stream: BulkStream) -> int:
         number = next(self._numbers)
         digests = self._digests(check) if check.against_source else b""
         self._session.verify(stream, number, check.first, check.total, digests)
-        return self._session.wait_verified(number)
+        return number
 
     def _digests(self, check: Check) -> bytes:
         """The strong entries of these blocks of the source."""

@@ -8,12 +8,14 @@ zlib are always there.  Bulk data comes as memoryviews; the GIL is released whil
 import ctypes
 import ctypes.util
 import hashlib
+import struct
 import zlib
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Type
 
-from .wire import ENTRY_SIZE, ZERO, Buffer
+from .wire import ENTRY_SIZE, PAGE_DIGEST_SIZE, PAGE_SIZE, ZERO, Buffer
 
 Digest = Callable[[Buffer], bytes]
+PageDigests = Callable[[memoryview], bytes]
 
 _ZEROS = bytes(4 * 1024 * 1024)
 _PROBE = _ZEROS[:4096]
@@ -41,9 +43,9 @@ def is_zero(block: memoryview) -> bool:
     return True
 
 
-def _load(name: str) -> Optional[ctypes.CDLL]:
+def _load(name: str, kind: Type[ctypes.CDLL] = ctypes.CDLL) -> Optional[ctypes.CDLL]:
     try:
-        return ctypes.CDLL(name)
+        return kind(name)
     except OSError:
         return None
 
@@ -87,15 +89,69 @@ def _xxh3_from_library() -> Optional[Callable[[int], Digest]]:
     return with_seed
 
 
+def _pages_from_module() -> Optional[Callable[[int], PageDigests]]:
+    try:
+        from xxhash import xxh3_64_intdigest
+    except ImportError:
+        return None
+
+    def with_seed(seed: int) -> PageDigests:
+        return lambda data: _packed([xxh3_64_intdigest(page, seed) for page in _pages(data)])
+
+    return with_seed
+
+
+def _pages(data: memoryview) -> List[memoryview]:
+    return [data[at : at + PAGE_SIZE] for at in range(0, len(data), PAGE_SIZE)]
+
+
+def _packed(digests: List[int]) -> bytes:
+    return struct.pack("!{}Q".format(len(digests)), *digests)
+
+
+def _pages_from_library() -> Optional[Callable[[int], PageDigests]]:
+    # PyDLL keeps the GIL: to let it go costs more than the digest of a page.
+    function = getattr(_load("libxxhash.so.0", ctypes.PyDLL), "XXH3_64bits_withSeed", None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_uint64
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64]
+
+    def with_seed(seed: int) -> PageDigests:
+        def digests(data: memoryview) -> bytes:
+            memory, length = _address(data), len(data)
+            first = ctypes.addressof(memory)
+            return _packed(
+                [
+                    function(first + at, min(PAGE_SIZE, length - at), seed)
+                    for at in range(0, length, PAGE_SIZE)
+                ]
+            )
+
+        return digests
+
+    return with_seed
+
+
+def _blake2b_pages(seed: int) -> PageDigests:
+    key, size = seed.to_bytes(8, "big"), PAGE_DIGEST_SIZE
+    return lambda data: b"".join(
+        [hashlib.blake2b(page, digest_size=size, key=key).digest() for page in _pages(data)]
+    )
+
+
 def _blake2b(seed: int) -> Digest:
     key = seed.to_bytes(8, "big")
     return lambda data: hashlib.blake2b(data, digest_size=ENTRY_SIZE, key=key).digest()
 
 
 _DIGESTS: Dict[str, Callable[[int], Digest]] = {"blake2b": _blake2b}
+_PAGE_DIGESTS: Dict[str, Callable[[int], PageDigests]] = {"blake2b": _blake2b_pages}
 _xxh3 = _xxh3_from_module() or _xxh3_from_library()
-if _xxh3 is not None:
+_xxh3_pages = _pages_from_module() or _pages_from_library()
+if _xxh3 is not None and _xxh3_pages is not None:
     _DIGESTS["xxh3"] = _xxh3
+    _PAGE_DIGESTS["xxh3"] = _xxh3_pages
 
 
 def digest_names() -> List[str]:
@@ -106,6 +162,14 @@ def digest_names() -> List[str]:
 def digest_function(name: str, seed: int) -> Digest:
     """The block digest ``name`` with a job's 64-bit seed: bytes → 16 bytes.  Raises KeyError."""
     return _DIGESTS[name](seed)
+
+
+def page_digests_function(name: str, seed: int) -> PageDigests:
+    """For one block's bytes: the packed 8-byte digests of its 4 KiB pages.  Raises KeyError.
+
+    Only a hint what to send of a block: its digest as a whole decides whether that was right.
+    """
+    return _PAGE_DIGESTS[name](seed)
 
 
 def strong_digest(seed: int) -> Digest:

@@ -21,6 +21,7 @@ from .stream import FrameStream, StreamLost
 from .target import TargetError
 from .wire import ErrorCode, Frame, FrameType, Json, ProtocolError
 
+FEATURES = [wire.PAGES]  # what goes beyond version 1 of the protocol
 _MOST_REQUESTS = 4096  # of one kind, queued
 _MOST_TEXT = 2000
 _ACKNOWLEDGE = 4 * 1024 * 1024
@@ -218,8 +219,14 @@ class BulkHandler:
         if frame.kind is FrameType.VERIFY:
             self._verify(frame)
             return
+        if frame.kind is FrameType.ASK_PAGES:
+            wanted = wire.BlockSet.unpack(frame.meta)
+            self._stream.send(FrameType.PAGE_DIGESTS, frame.meta, self._session.pages(wanted))
+            return
         if frame.kind is FrameType.DATA:
             self._session.data(wire.Data.unpack(frame.meta), frame.body)
+        elif frame.kind is FrameType.PATCH:
+            self._patch(wire.Patch.unpack(frame.meta), frame.body)
         elif frame.kind is FrameType.ZEROS:
             self._session.zeros(wire.Blocks.unpack(frame.meta))
         elif frame.kind is FrameType.SEGMENTS:
@@ -231,6 +238,13 @@ class BulkHandler:
         if frame.kind is FrameType.SEGMENTS or self._length >= _ACKNOWLEDGE:
             self._stream.send(FrameType.WRITTEN, wire.Written(self._frames, self._length).pack())
             self._frames = self._length = 0
+
+    def _patch(self, message: wire.Patch, body: memoryview) -> None:
+        refused = self._session.patch(message, body)
+        if refused:
+            # Before the acknowledgement: who has that knows of all that was refused.
+            answer = wire.BlockSet(message.blocks.segment, refused)
+            self._stream.send(FrameType.REFUSED, answer.pack())
 
     def _verify(self, frame: Frame) -> None:
         message = wire.Verify.unpack(frame.meta)
@@ -298,7 +312,7 @@ class Server:
             "software": __version__,
             "digests": codec.digest_names(),
             "codecs": codec.codec_names(),
-            "features": [],
+            "features": FEATURES,
         }
         stream.send(FrameType.WELCOME, wire.pack_json(welcome))
 

@@ -20,10 +20,12 @@ from .wire import (
     UNKNOWN,
     ZERO,
     Blocks,
+    BlockSet,
     Data,
     ErrorCode,
     Json,
     Layout,
+    Patch,
     ProtocolError,
     Segments,
     Verify,
@@ -31,7 +33,10 @@ from .wire import (
     get_int,
     get_pairs,
     pack_json,
+    page_pieces,
 )
+
+Pieces = List[Tuple[int, int]]  # (offset in a block, length)
 
 _INTENT_SEGMENTS = 8  # marked by one commit: a flush per segment would slow an initial pass down
 _READ_SIZE = 1024 * 1024
@@ -73,6 +78,7 @@ class Session:
         self.layout: Layout = target.manifest.layout()
         self._seed: int = header["seed"]
         self._digest = codec.digest_function(header["digest"], self._seed)
+        self._page_digests = codec.page_digests_function(header["digest"], self._seed)
         self._strong = codec.strong_digest(self._seed)
         self._zero_entries = ZERO * SEGMENT_BLOCKS
         self._zero_segment = codec.entries_digest(self._zero_entries)
@@ -85,6 +91,7 @@ class Session:
         self._marked: Set[int] = set()  # durably uncertain, so free to be written to
         self._complete: Set[int] = set()  # since the last commit
         self._writes: Dict[int, int] = {}  # segment → how often it was written to
+        self._refused: Set[int] = set()  # segments of which the sender will tell once more
         self._unreadable: List[Tuple[int, int]] = []
         self._dirty = False
         self._poison: Optional[BaseException] = None  # the first failure
@@ -92,6 +99,7 @@ class Session:
         self._quiesced = True
         self._blocks_written = 0
         self._blocks_zeroed = 0
+        self._buffers = threading.local()
 
     # Beginning
 
@@ -183,6 +191,108 @@ class Session:
         with self._lock:
             self._blocks_zeroed += message.total
 
+    # Pages
+
+    def pages(self, wanted: BlockSet) -> bytes:
+        """ASK_PAGES: the digests of the pages of these blocks, as they are on the image now."""
+        self._check_set(wanted)
+        return b"".join([self._page_digests(self._read(block)) for block in wanted.blocks])
+
+    def patch(self, message: Patch, body: memoryview) -> int:
+        """PATCH: complete the blocks that are there, and check each before it is written (P4).
+
+        Returns the bit set of those that can't be completed so: nothing of them is written, and
+        they are UNKNOWN until they come whole.
+        """
+        try:
+            raw = codec.decompress(message.codec, body, message.raw_length)
+        except codec.CodecError as error:
+            raise TargetError(ErrorCode.INTEGRITY, str(error)) from error
+        known = self._entries_of(message.blocks)
+        refused = at = total = 0
+        for block, entry, pieces in self._check_patch(message):
+            length = sum(length for _, length in pieces)
+            if not self._complete_block(block, entry, pieces, raw[at : at + length], known):
+                refused |= 1 << block % SEGMENT_BLOCKS
+            at += length
+            total += 1
+        with self._lock:
+            self._blocks_written += total
+            if refused:
+                self._refused.add(message.blocks.segment)
+        return refused
+
+    def _check_set(self, blocks: BlockSet) -> None:
+        if blocks.segment >= self.layout.segments or (
+            blocks.bits >> self.layout.blocks_in(blocks.segment)
+        ):
+            raise ProtocolError("blocks of segment {} are not on this disk".format(blocks.segment))
+
+    def _check_patch(self, message: Patch) -> List[Tuple[int, bytes, Pieces]]:
+        """What to write where; all of it must be right before any of it is written."""
+        self._check_set(message.blocks)
+        if len(message.page_maps) != self.layout.page_map_size * message.blocks.total:
+            raise ProtocolError("a PATCH has page maps for blocks of another size")
+        parts = [
+            (block, entry, page_pieces(page_map, self._length(block)))
+            for block, entry, page_map in message.parts()
+        ]
+        length = sum(length for _, _, pieces in parts for _, length in pieces)
+        if length != message.raw_length:
+            raise ProtocolError("{} bytes came for {} of pages".format(message.raw_length, length))
+        return parts
+
+    def _length(self, block: int) -> int:
+        start, end = self.layout.extent(block, 1)
+        return end - start
+
+    def _complete_block(
+        self, block: int, entry: bytes, pieces: Pieces, pages: memoryview, known: bytes
+    ) -> bool:
+        """False: what is there and what came do not make the block."""
+        content = pages
+        if len(pages) < self._length(block):
+            index = block % SEGMENT_BLOCKS * ENTRY_SIZE
+            # P2: after a failed flush the cache may show of an UNKNOWN block what no disk holds.
+            if known[index : index + ENTRY_SIZE] == UNKNOWN:
+                return self._refuse(block)
+            content = self._read(block)
+            at = 0
+            for offset, length in pieces:
+                content[offset : offset + length] = pages[at : at + length]
+                at += length
+        if codec.entries_of(content, self.layout.block_size, self._digest) != [entry]:
+            return self._refuse(block)
+        start, _ = self.layout.extent(block, 1)
+
+        def write() -> None:
+            for offset, length in pieces:
+                self._image.write(content[offset : offset + length], start + offset)
+
+        self._change(block, entry, write)
+        return True
+
+    def _refuse(self, block: int) -> bool:
+        self._change(block, UNKNOWN, lambda: None)
+        return False
+
+    def _read(self, block: int) -> memoryview:
+        """A block as it is, in this thread's buffer: valid until the next one."""
+        if not hasattr(self._buffers, "block"):
+            self._buffers.block = aligned_buffer(self.layout.block_size)
+        start, end = self.layout.extent(block, 1)
+        view: memoryview = self._buffers.block[: end - start]
+        self._image.read_into(view, start)
+        return view
+
+    def _entries_of(self, blocks: BlockSet) -> bytes:
+        """What is known of the blocks of a set's segment."""
+        self._check_set(blocks)
+        with self._lock:
+            return self._known(blocks.segment) or UNKNOWN * SEGMENT_BLOCKS
+
+    # What all of these come down to
+
     def _check_blocks(self, first: int, total: int, length: Optional[int]) -> int:
         """Blocks must be on the disk and have the length they say; returns where they start."""
         if not total or first + total > self.layout.blocks:
@@ -254,13 +364,18 @@ class Session:
         """SEGMENTS: all of them is sent; both sides must hold the same entries (P7)."""
         self._check_segments(message)
         with self._lock:
+            told = range(message.first, message.first + message.total)
             if codec.entries_digest(b"".join(self._digests(message))) != message.digest:
+                if not self._refused.isdisjoint(told):
+                    # The sender did not know yet: it sends what was refused, and tells again.
+                    self._refused.difference_update(told)
+                    return
                 raise TargetError(
                     ErrorCode.INTEGRITY,
                     "segments {}+{} differ from what was sent".format(message.first, message.total),
                     "run the same command again: they are compared anew then",
                 )
-            self._complete.update(range(message.first, message.first + message.total))
+            self._complete.update(told)
 
     def _digests(self, message: Segments) -> List[bytes]:
         """The digest of each segment's entries, as they are now; empty when they are uncertain.

@@ -17,7 +17,19 @@ import json
 import mmap
 import struct
 from enum import IntEnum
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar, Union, cast
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+    Union,
+    cast,
+)
 
 MAGIC = b"P2"
 VERSION = 1  # of the protocol; what both ends can do beyond it is negotiated in HELLO/WELCOME
@@ -34,7 +46,11 @@ SEGMENT_ENTRIES_SIZE = SEGMENT_BLOCKS * ENTRY_SIZE
 UNKNOWN = b"\0" * ENTRY_SIZE  # what the target holds here is not known: never equal to a digest
 ZERO = b"\xff" * ENTRY_SIZE  # the block is zeros; no digest is taken of zeros
 
-MIN_BLOCK_SIZE = 4 * 1024
+PAGE_SIZE = 4 * 1024  # what a changed block is refined to
+PAGE_DIGEST_SIZE = 8
+BLOCK_SET_SIZE = SEGMENT_BLOCKS // 8
+
+MIN_BLOCK_SIZE = PAGE_SIZE
 MAX_BLOCK_SIZE = MAX_REQUEST
 DEFAULT_BLOCK_SIZE = 256 * 1024
 MAX_SIZE = 1 << 60  # bytes of a disk: bounds every offset computed from a peer's numbers
@@ -42,6 +58,8 @@ MAX_EXTENTS = 4096  # in one list of extents
 MAX_SEGMENTS = 1 << 21  # of a disk: bounds what each end has to remember of one
 MAX_RUN = 4096  # blocks one ZEROS or VERIFY is about: the answer to it is a list of extents
 MAX_FETCH = 256  # segments one FETCH is about: what takes long comes in pieces
+
+PAGES = "pages"  # the feature: ASK_PAGES and PATCH are understood
 
 DEFAULT_WINDOW = 64 * 1024 * 1024
 HEARTBEAT_S = 5.0
@@ -89,6 +107,11 @@ class Layout(NamedTuple):
     def segment_extent(self, segment: int) -> Tuple[int, int]:
         return self.extent(segment * SEGMENT_BLOCKS, SEGMENT_BLOCKS)
 
+    @property
+    def page_map_size(self) -> int:
+        """Bytes of a map with one bit for each page of a block."""
+        return -(-self.block_size // (8 * PAGE_SIZE))
+
     def zero_entries(self, segment: int) -> bytes:
         return ZERO * self.blocks_in(segment)
 
@@ -122,6 +145,10 @@ class FrameType(IntEnum):
     LOG = 24  # R  json
     ERROR = 25  # either, json
     BEGUN = 26  # R
+    ASK_PAGES = 27  # S  BlockSet
+    PAGE_DIGESTS = 28  # R  BlockSet; body: packed digests of the pages of each of these blocks
+    PATCH = 29  # S  Patch head + entries + page maps; body: the changed pages
+    REFUSED = 30  # R  BlockSet
 
 
 class ErrorCode(IntEnum):
@@ -168,8 +195,8 @@ def _staying(state: State, sender: List[FrameType], receiver: List[FrameType]) -
     return rules
 
 
-_BULK = [_F.DATA, _F.ZEROS, _F.SEGMENTS, _F.UNREADABLE, _F.VERIFY]
-_BULK_ANSWERS = [_F.WRITTEN, _F.VERIFIED]
+_BULK = [_F.DATA, _F.ZEROS, _F.SEGMENTS, _F.UNREADABLE, _F.VERIFY, _F.ASK_PAGES, _F.PATCH]
+_BULK_ANSWERS = [_F.WRITTEN, _F.VERIFIED, _F.PAGE_DIGESTS, _F.REFUSED]
 _STEERING = [_F.BEGIN, _F.FETCH, _F.CHECKPOINT]
 _STEERING_ANSWERS = [_F.BEGUN, _F.DIGESTS, _F.COMMITTED]
 _ALL_ANSWERS = _BULK_ANSWERS + _STEERING_ANSWERS
@@ -308,8 +335,10 @@ class Connection:
 # Messages with a fixed layout.
 
 _SEGMENTS = struct.Struct("!QI")
+_SEGMENT = struct.Struct("!Q")
 _BLOCKS = struct.Struct("!QI")
 _DATA = struct.Struct("!QBI")
+_PATCH = struct.Struct("!BI")
 _VERIFY = struct.Struct("!IQI")
 _WRITTEN = struct.Struct("!IQ")
 _NUMBER = struct.Struct("!I")
@@ -392,6 +421,94 @@ class Data(NamedTuple):
         if not entries or len(entries) % ENTRY_SIZE or not 0 < raw_length <= MAX_REQUEST:
             raise ProtocolError("a DATA frame contradicts itself")
         return cls(first, codec, raw_length, entries)
+
+
+class BlockSet(NamedTuple):
+    """Some blocks of one segment: bit ``i`` of ``bits`` is the segment's block ``i``."""
+
+    segment: int
+    bits: int
+
+    def pack(self) -> bytes:
+        return _SEGMENT.pack(self.segment) + self.bits.to_bytes(BLOCK_SET_SIZE, "big")
+
+    @classmethod
+    def unpack(cls, meta: bytes) -> "BlockSet":
+        (segment,) = _unpack(_SEGMENT, meta, BLOCK_SET_SIZE)
+        bits = int.from_bytes(meta[_SEGMENT.size :], "big")
+        if segment >= MAX_SEGMENTS or not bits:
+            raise ProtocolError("a set of blocks is empty, or of no segment")
+        return cls(segment, bits)
+
+    @property
+    def total(self) -> int:
+        return bin(self.bits).count("1")
+
+    @property
+    def blocks(self) -> List[int]:
+        """The blocks' numbers on the disk, in order."""
+        first = self.segment * SEGMENT_BLOCKS
+        return [first + index for index in indices(self.bits)]
+
+
+def indices(bits: int) -> List[int]:
+    """Which bits are set, the lowest first."""
+    return [index for index, bit in enumerate(reversed(bin(bits)[2:])) if bit == "1"]
+
+
+def page_pieces(page_map: int, length: int) -> List[Tuple[int, int]]:
+    """``(offset, length)`` of the pages of a map in a block of ``length`` bytes, neighbours joined.
+
+    Raises ProtocolError for pages that such a block has not.
+    """
+    pieces: List[Tuple[int, int]] = []
+    for index in indices(page_map):
+        at = index * PAGE_SIZE
+        if at >= length:
+            raise ProtocolError("a PATCH has pages behind the end of a block")
+        size = min(PAGE_SIZE, length - at)
+        if pieces and at == sum(pieces[-1]):
+            pieces[-1] = pieces[-1][0], pieces[-1][1] + size
+        else:
+            pieces.append((at, size))
+    return pieces
+
+
+class Patch(NamedTuple):
+    """Changed pages of ``blocks``: ``raw_length`` bytes once decoded.
+
+    Of each block its entry as a whole and a map of the pages that come, packed one after the other.
+    """
+
+    blocks: BlockSet
+    codec: int
+    raw_length: int
+    entries: bytes
+    page_maps: bytes
+
+    def pack(self) -> bytes:
+        head = self.blocks.pack() + _PATCH.pack(self.codec, self.raw_length)
+        return head + self.entries + self.page_maps
+
+    @classmethod
+    def unpack(cls, meta: bytes) -> "Patch":
+        at = _SEGMENT.size + BLOCK_SET_SIZE
+        blocks = BlockSet.unpack(meta[:at])
+        rest = meta[at + _PATCH.size :]
+        codec, raw_length = _unpack(_PATCH, meta[at:], len(rest))
+        total = blocks.total
+        maps = rest[total * ENTRY_SIZE :]
+        if not maps or len(maps) % total or raw_length > MAX_REQUEST:
+            raise ProtocolError("a PATCH frame contradicts itself")
+        return cls(blocks, codec, raw_length, rest[: total * ENTRY_SIZE], maps)
+
+    def parts(self) -> Iterator[Tuple[int, bytes, int]]:
+        """``(block, entry, map of its pages)``, in order."""
+        size = len(self.page_maps) // self.blocks.total
+        for index, block in enumerate(self.blocks.blocks):
+            page_map = self.page_maps[index * size : (index + 1) * size]
+            entry = self.entries[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]
+            yield block, entry, int.from_bytes(page_map, "big")
 
 
 class Verify(NamedTuple):

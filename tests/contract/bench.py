@@ -10,6 +10,7 @@ from p2v_receiver.manifest import Manifest
 from p2v_receiver.session import Session
 from p2v_receiver.store import Opened, Place, Request, opened
 from p2v_receiver.wire import Blocks, Data, Layout, Segments
+from p2v_sync.engine.refine import changed_pages
 from p2v_sync.units import KIB, MIB
 from tests.contract.lab import block_of
 
@@ -37,7 +38,8 @@ class Worker:
     def content(self, name: object, first: int, total: int = 1) -> bytes:
         """Blocks that no other name has, as long as the disk lets them be."""
         start, end = self.layout.extent(first, total)
-        return b"".join(block_of((name, first + at)) for at in range(total))[: end - start]
+        size = self.layout.block_size
+        return b"".join(block_of((name, first + at), size) for at in range(total))[: end - start]
 
     def message(self, data: bytes, first: int) -> Data:
         view = memoryview(data)
@@ -48,6 +50,23 @@ class Worker:
         message = self.message(data, first)
         self.session.data(message, memoryview(data))
         self.sent += len(message.entries) // wire.ENTRY_SIZE
+
+    def patch(self, block: int, data: bytes, *, entry: bytes = b"", whole: bool = False) -> int:
+        """Send what differs of a block from what the receiver says; returns what it refuses."""
+        layout, view = self.layout, memoryview(bytearray(data))
+        blocks = wire.BlockSet(block // 256, 1 << block % 256)
+        header = self.target.manifest.header()
+        ours = codec.page_digests_function(header["digest"], header["seed"])(view)
+        page_map = changed_pages(ours, bytes(len(ours)) if whole else self.session.pages(blocks))
+        pieces = wire.page_pieces(page_map, len(data))
+        body = b"".join(data[start : start + length] for start, length in pieces)
+        entry = entry or self.message(data, block).entries
+        maps = page_map.to_bytes(layout.page_map_size, "big")
+        refused = self.session.patch(
+            wire.Patch(blocks, codec.RAW, len(body), entry, maps), memoryview(body)
+        )
+        self.sent += 1
+        return refused
 
     def write(self, name: object, first: int, total: int = 1) -> None:
         self.send(self.content(name, first, total), first)
@@ -90,20 +109,21 @@ class Worker:
 class Bench:
     """One disk of one job below ``root``.  ``work`` without ``finish`` is a receiver's kill -9."""
 
-    def __init__(self, root: Path, size: int = SIZE) -> None:
+    def __init__(self, root: Path, size: int = SIZE, block_size: int = BLOCK) -> None:
         self.root = root
         self.size = size
+        self.block_size = block_size
         self.place = Place(str(root), "job", "disk")
         self.image = Path(self.place.image)
         self.manifest = Path(self.place.manifest)
-        self.layout = Layout(size, BLOCK)
+        self.layout = Layout(size, block_size)
 
     def request(self, **changes: Any) -> Request:
         request = Request(
             job="job",
             disk="disk",
             size=self.size,
-            block_size=BLOCK,
+            block_size=self.block_size,
             digest=None,
             digests=tuple(codec.digest_names()),
             run="run",

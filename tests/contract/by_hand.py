@@ -17,7 +17,7 @@ WELCOME: Json = {
     "software": "by hand",
     "digests": codec.digest_names(),
     "codecs": codec.codec_names(),
-    "features": [],
+    "features": [wire.PAGES],
 }
 OPENED: Json = {
     "session": "s",
@@ -38,6 +38,7 @@ OPENED: Json = {
     "source": None,
 }
 
+PAGES = 4  # of the blocks that ASK_PAGES is about
 Say = Callable[["Talk", Frame], None]
 
 
@@ -148,6 +149,12 @@ def zeros(talk: Talk, frame: Frame) -> None:
     talk.say(FrameType.DIGESTS, frame.meta)
 
 
+def pages(talk: Talk, frame: Frame, change: int = 0) -> None:
+    """PAGE_DIGESTS: all of these pages are others here; ``change`` bytes more than there are."""
+    blocks = len(wire.BlockSet.unpack(frame.meta).blocks)
+    talk.say(FrameType.PAGE_DIGESTS, frame.meta, bytes(blocks * PAGES * 8 + change))
+
+
 def right(talk: Talk, frame: Frame) -> None:
     """VERIFIED: all of it is right."""
     talk.say(FrameType.VERIFIED, {"number": wire.Verify.unpack(frame.meta).number, "wrong": []})
@@ -162,6 +169,8 @@ _POLITE: dict[FrameType, Say] = {
     FrameType.SEGMENTS: segments,
     FrameType.CHECKPOINT: committed,
     FrameType.FETCH: zeros,
+    FrameType.ASK_PAGES: pages,
+    FrameType.PATCH: written,
     FrameType.VERIFY: right,
     FrameType.END: ended,
     FrameType.CLOSE: lambda talk, _: talk.say(FrameType.CLOSED),

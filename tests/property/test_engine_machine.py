@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from p2v_receiver import codec, wire
+from p2v_receiver import codec, serve, wire
 from p2v_receiver.manifest import Manifest
 from p2v_sync.engine import replicate
 from p2v_sync.errors import P2vError
@@ -90,13 +90,20 @@ class Machine(RuleBasedStateMachine):
         self._stack.enter_context(_no_back_off())
         self.lab = Lab(self._stack.enter_context(ram_directory()), MemorySource(bytes(SIZE)))
         self.host.going_down = lambda: self.lab.receiver.hang_up()
+        self.features = [wire.PAGES]
+        self._stack.enter_context(mock.patch.object(serve, "FEATURES", self.features))
         self.earlier: list[bytes] = [bytes(SIZE)]
         self.files: dict[int, tuple[str, int]] = {}
 
     # The source
 
-    @initialize(seed=st.integers(0, 3), sparse=st.booleans())
-    def first_content(self, seed: int, sparse: bool) -> None:
+    @initialize(
+        seed=st.integers(0, 3),
+        sparse=st.booleans(),
+        block_size=st.sampled_from([BLOCK, 4 * BLOCK, 16 * BLOCK]),
+    )
+    def first_content(self, seed: int, sparse: bool, block_size: int) -> None:
+        self.lab.block_size = block_size
         chance = random.Random(seed)
         for block in range(BLOCKS):
             if chance.random() < 0.7:
@@ -118,6 +125,11 @@ class Machine(RuleBasedStateMachine):
         self.earlier.append(bytes(self.lab.source.data))
         for block in blocks:
             self._put(block, block_of((name, block)) if name else bytes(BLOCK))
+
+    @rule(refines=st.booleans())
+    def change_receiver(self, refines: bool) -> None:
+        """By one that knows nothing of pages, or back."""
+        self.features[:] = [wire.PAGES] if refines else []
 
     @rule(data=st.data())
     def go_back(self, data: st.DataObject) -> None:

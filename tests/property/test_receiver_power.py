@@ -20,6 +20,7 @@ from tests.contract.host import Host
 from tests.contract.lab import ram_directory
 
 SIZE = 2 * SEGMENT + 3 * BLOCK + 5
+BLOCK_SIZES = (BLOCK, 4 * BLOCK)  # the larger ones are written page by page, too
 NAMES = "ABC"  # few, so that what a block held before comes back (A → B → A)
 
 
@@ -46,12 +47,17 @@ class Disk:
                 self.blocks[at] = name
 
     def content(self, worker: Worker, first: int, total: int) -> bytes:
-        return b"".join(
-            worker.content(self.blocks[at], at)
-            if self.blocks[at]
-            else bytes(len(worker.content("A", at)))
-            for at in range(first, first + total)
-        )
+        return b"".join(self._block(worker, at) for at in range(first, first + total))
+
+    def _block(self, worker: Worker, at: int) -> bytes:
+        """Zeros, or pages of which some are the same for every name."""
+        name, common = self.blocks[at], worker.content("", at)
+        if not name:
+            return bytes(len(common))
+        own = worker.content(name, at)
+        pages = range(0, len(own), BLOCK)
+        kept = {page for page in pages[1:] if (page // BLOCK + at + ord(name)) % 3}
+        return b"".join((common if at in kept else own)[at : at + BLOCK] for at in pages)
 
     def replicate(self, worker: Worker) -> None:
         """A pass; believes the receiver, and nothing but the receiver."""
@@ -73,8 +79,10 @@ class Disk:
         for at in changed:
             if wanted[at] == wire.ZERO:
                 worker.zero(first + at)
+            elif held[at] != wire.UNKNOWN and self.chance.random() < 0.7:
+                assert not worker.patch(first + at, self._block(worker, first + at))
             else:
-                worker.send(self.content(worker, first + at, 1), first + at)
+                worker.send(self._block(worker, first + at), first + at)
             if self.chance.random() < 0.02:
                 worker.session.checkpoint()
         worker.complete(number, b"".join(wanted))
@@ -88,7 +96,7 @@ class Disk:
 def live(root: Path, chance: random.Random, lives: int) -> int:
     """One disk's life: passes, each cut off somewhere.  Returns how often the power went."""
     host, cuts = Host(), 0
-    bench = Bench(root, SIZE)
+    bench = Bench(root, SIZE, chance.choice(BLOCK_SIZES))
     disk = Disk(bench, chance)
     with host.installed():
         for _ in range(lives):

@@ -33,6 +33,31 @@ def test_the_digests_stay() -> None:
     assert codec.strong_digest(1)(data) != expected
 
 
+def test_the_digests_of_pages_are_the_same_from_the_module_and_from_the_library() -> None:
+    module, library = codec._pages_from_module(), codec._pages_from_library()
+    assert module is not None
+    assert library is not None, "libxxhash0 is not installed"
+    for length in (1, 240, 4095, 4096, 4097, 3 * 4096 + 5, 262_144):
+        for data in (memoryview(bytes(range(256)) * 1024), memoryview(bytearray(262_144))):
+            digests = library(7)(data[:length])
+            assert module(7)(data[:length]) == digests
+            assert len(digests) == -(-length // 4096) * 8
+
+
+def test_the_digests_of_pages_stay() -> None:
+    data = memoryview(b"p2v-sync" * 512 + b"tail")
+    expected = hashlib.blake2b(data[4096:], digest_size=8, key=(1).to_bytes(8, "big")).digest()
+    assert codec.page_digests_function("blake2b", 1)(data)[8:] == expected
+    assert codec.page_digests_function("xxh3", 1)(data).hex() == "c910426e15414e78e6768734ae0ef486"
+
+
+def test_a_seed_makes_other_digests_of_pages() -> None:
+    page = memoryview(b"x" * 4096)
+    for name in codec.digest_names():
+        of_pages = [codec.page_digests_function(name, seed)(page) for seed in (1, 2)]
+        assert of_pages[0] != of_pages[1]
+
+
 def test_a_seed_makes_other_digests() -> None:
     for name in codec.digest_names():
         assert codec.digest_function(name, 1)(b"x") != codec.digest_function(name, 2)(b"x")

@@ -25,13 +25,16 @@ from p2v_sync.errors import (
 from p2v_sync.units import MIB
 from tests.contract.by_hand import (
     OPENED,
+    PAGES,
     WELCOME,
     ByHand,
     Say,
     Talk,
     committed,
     ended,
+    pages,
     segments,
+    written,
     zeros,
 )
 from tests.contract.lab import SEGMENT, Lab, MemorySource, patterned
@@ -391,6 +394,112 @@ def test_a_verdict_on_other_blocks_than_were_asked(tmp_path: Path, wrong: Any) -
 def test_a_verdict_nobody_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError):
         meet(tmp_path, verified({}, also=1 << 20))
+
+
+# Pages
+
+
+def incremental(tmp_path: Path, says_it: dict[FrameType, Say]) -> None:
+    """A later pass: the receiver holds blocks of four pages, all of them others than ours."""
+
+    def held(talk: Talk, frame: Frame) -> None:
+        asked = wire.Segments.unpack(frame.meta)
+        for segment in range(asked.first, asked.first + asked.total):
+            entries = b"x" * (wire.ENTRY_SIZE * LAYOUT.blocks_in(segment))
+            talk.say(T.DIGESTS, wire.Segments(segment, 1).pack(), entries)
+
+    dialer = ByHand(
+        {T.FETCH: held, **says_it}, created=False, pass_number=1, block_size=LAYOUT.block_size
+    )
+    meet(tmp_path, dialer, verify="none")
+
+
+LAYOUT = wire.Layout(3 * SEGMENT, 4 * wire.PAGE_SIZE)
+
+
+def test_the_polite_one_is_believed_about_pages(tmp_path: Path) -> None:
+    patches = []
+
+    def patched(talk: Talk, frame: Frame) -> None:
+        patches.append(wire.Patch.unpack(frame.meta))
+        written(talk, frame)
+
+    incremental(tmp_path, {T.PATCH: patched})
+    assert patches
+
+
+@pytest.mark.parametrize("change", [-8, -1, 1, 8, MIB])
+def test_page_digests_of_the_wrong_length(tmp_path: Path, change: int) -> None:
+    with pytest.raises(ProtocolError, match="wrong length"):
+        incremental(tmp_path, {T.ASK_PAGES: partial(pages, change=change)})
+
+
+@pytest.mark.parametrize(
+    "blocks", [(0, 1), (1, 1), (5, 1), (0, (1 << 256) - 1), (0, 0), (1 << 63, 1)], ids=str
+)
+def test_page_digests_that_nobody_asked_for(tmp_path: Path, blocks: tuple[int, int]) -> None:
+    def other(talk: Talk, frame: Frame) -> None:
+        del frame
+        talk.say(T.PAGE_DIGESTS, wire.BlockSet(*blocks).pack(), bytes(8 * PAGES))
+
+    with pytest.raises(ProtocolError):
+        incremental(tmp_path, {T.ASK_PAGES: other})
+
+
+def test_the_same_page_digests_twice(tmp_path: Path) -> None:
+    def twice(talk: Talk, frame: Frame) -> None:
+        pages(talk, frame)
+        pages(talk, frame)
+
+    with pytest.raises(ProtocolError, match="not asked"):
+        incremental(tmp_path, {T.ASK_PAGES: twice})
+
+
+def refusing(*blocks: int, at: FrameType = T.PATCH) -> dict[FrameType, Say]:
+    def refuse(talk: Talk, frame: Frame) -> None:
+        talk.say(T.REFUSED, wire.BlockSet(*blocks).pack())
+        written(talk, frame)
+
+    return {at: refuse}
+
+
+@pytest.mark.parametrize(
+    "says_it",
+    [
+        refusing(2, 1),
+        refusing(0, 1 << 200),
+        refusing(0, 0),
+        refusing(1 << 40, 1),
+        refusing(0, 1, at=T.ASK_PAGES),
+    ],
+    ids=["segment", "block", "none", "far", "early"],
+)
+def test_a_refusal_of_what_was_not_sent(tmp_path: Path, says_it: dict[FrameType, Say]) -> None:
+    with pytest.raises(ProtocolError, match=r"blocks that were not sent|set of blocks"):
+        incremental(tmp_path, says_it)
+
+
+def test_what_is_refused_is_sent_whole_once(tmp_path: Path) -> None:
+    """However often it is refused."""
+    whole = []
+
+    def refuse(talk: Talk, frame: Frame) -> None:
+        for _ in range(3):
+            talk.say(T.REFUSED, wire.Patch.unpack(frame.meta).blocks.pack())
+        written(talk, frame)
+
+    def data(talk: Talk, frame: Frame) -> None:
+        whole.append(wire.Data.unpack(frame.meta))
+        written(talk, frame)
+
+    def complete(talk: Talk, frame: Frame) -> None:
+        if whole:
+            segments(talk, frame)
+        else:
+            written(talk, frame)
+
+    incremental(tmp_path, {T.PATCH: refuse, T.DATA: data, T.SEGMENTS: complete})
+    assert sum(len(each.entries) for each in whole) == 16 * 180
 
 
 # Errors

@@ -14,7 +14,9 @@ Message = tuple[FrameType, bytes, bytes]
 
 GREETING: list[Message] = [(FrameType.HELLO, b"{}", b"")]
 BULK = st.tuples(
-    st.sampled_from([FrameType.DATA, FrameType.ZEROS, FrameType.FETCH, FrameType.PING]),
+    st.sampled_from(
+        [FrameType.DATA, FrameType.ZEROS, FrameType.FETCH, FrameType.PING, FrameType.PATCH]
+    ),
     st.binary(max_size=40),
     st.binary(max_size=9000),
 )
@@ -78,6 +80,8 @@ UNPACKERS = (
     wire.Blocks.unpack,
     wire.Data.unpack,
     wire.Verify.unpack,
+    wire.BlockSet.unpack,
+    lambda meta: list(wire.Patch.unpack(meta).parts()),
     wire.Written.unpack,
     wire.unpack_number,
     wire.unpack_json,
@@ -153,8 +157,13 @@ def test_what_is_too_long_is_not_sent() -> None:
         ("00000000000000090200100000" + "cd" * 16, wire.Data(9, 2, 1 << 20, b"\xcd" * 16)),
         ("00000005000000000000000900000003", wire.Verify(5, 9, 3)),
         ("000000050000000000100000", wire.Written(5, 1 << 20)),
+        ("0000000000000009" + "80" + "00" * 30 + "05", wire.BlockSet(9, 1 << 255 | 5)),
+        (
+            "0000000000000009" + "00" * 31 + "05" + "0200001000" + "cd" * 32 + "01800002",
+            wire.Patch(wire.BlockSet(9, 5), 2, 4096, b"\xcd" * 32, b"\x01\x80\x00\x02"),
+        ),
     ],
-    ids=["segments", "complete", "blocks", "data", "verify", "written"],
+    ids=["segments", "complete", "blocks", "data", "verify", "written", "set", "patch"],
 )
 def test_the_bytes_of_every_message_stay(packed: str, message: wire.Segments) -> None:
     assert message.pack().hex() == packed

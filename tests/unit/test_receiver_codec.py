@@ -30,6 +30,11 @@ for_bytes = lambda make: [
 found = {name: for_bytes(lambda seed: codec.digest_function(name, seed))
          for name in codec.digest_names()}
 found["strong"] = for_bytes(codec.strong_digest)
+for name in codec.digest_names():
+    found[name + " of pages"] = [
+        codec.page_digests_function(name, seed)(memoryview(kind(data[:length]))).hex()
+        for seed in seeds for length in lengths if length for kind in (bytes, bytearray)
+    ]
 found["codecs"] = {name: codec.codec_by_name(name).compress(memoryview(data)).hex()
                    for name in codec.codec_names()}
 back = []
@@ -57,7 +62,15 @@ def test_p4_the_oldest_python_says_the_same(tmp_path: Path) -> None:
     )
     found = json.loads(answer.stdout)
     functions = {name: name for name in codec.digest_names()}
-    assert {*found} == {*functions, "strong", "codecs", "back"}
+    of_pages = {f"{name} of pages": name for name in functions}
+    assert {*found} == {*functions, *of_pages, "strong", "codecs", "back"}
+    for key, name in of_pages.items():
+        expected = []
+        for seed in SEEDS:
+            digests = codec.page_digests_function(name, seed)
+            for length in filter(None, LENGTHS):
+                expected += [digests(memoryview(data[:length])).hex()] * 2
+        assert found[key] == expected
     for name in (*functions, "strong"):
         expected = []
         for seed in SEEDS:
@@ -92,8 +105,9 @@ def test_cut_streams_are_damaged(name: str, at: int) -> None:
 
 
 def test_without_libraries_there_is_always_a_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_load", lambda _: None)
+    monkeypatch.setattr(codec, "_load", lambda *_: None)
     assert codec._xxh3_from_library() is None
+    assert codec._pages_from_library() is None
     assert codec._load_zstd() is None
     monkeypatch.setattr(codec, "_DIGESTS", {"blake2b": codec._blake2b})
     monkeypatch.setattr(codec, "_CODECS", {codec.ZLIB: codec._CODECS[codec.ZLIB]})

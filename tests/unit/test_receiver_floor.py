@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from p2v_sync.transport.bootstrap import build_bundle
+from p2v_sync.transport.bootstrap import bare, build_bundle
 from tests.conftest import OLDEST_PYTHON
 from tests.unit.test_house import MAY_IMPORT_LATE, RECEIVER, is_below, modules
 
@@ -93,3 +93,21 @@ def test_it_is_written_in_python_3_6(path: Path) -> None:
 
 def test_it_is_small_enough_to_be_shipped_each_time() -> None:
     assert len(build_bundle("/directory", "ready")) < BUNDLE_MOST
+
+
+def code_of(source: str) -> list[tuple[int, str]]:
+    """What each statement of a module does and where it stands; docstrings count as empty."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    statements = (node for node in ast.walk(tree) if isinstance(node, ast.stmt))
+    return [(node.lineno, ast.dump(node)) for node in statements]
+
+
+@pytest.mark.parametrize("path", sorted(RECEIVER.glob("*.py")), ids=lambda path: path.name)
+def test_what_is_shipped_does_the_same_in_the_same_lines(path: Path) -> None:
+    source = path.read_text()
+    shipped = bare(source)
+    assert code_of(shipped) == code_of(source)
+    assert len(shipped) < len(source)

@@ -334,6 +334,11 @@ def data_frame(opened: Json, data: bytes, **changes: Any) -> bytes:
     return wire.Data(0, codec.RAW, len(data), entries)._replace(**changes).pack()
 
 
+def patch_frame(**changes: Any) -> bytes:
+    patch = wire.Patch(wire.BlockSet(0, 1), codec.RAW, BLOCK, bytes(16), b"\x01")
+    return patch._replace(**changes).pack()
+
+
 LIES: dict[str, tuple[FrameType, bytes, bytes]] = {
     "segments-huge": (F.SEGMENTS, wire.Segments(0, 0xFFFFFFFF, bytes(16)).pack(), b""),
     "segments-many": (F.SEGMENTS, wire.Segments(0, wire.MAX_SEGMENTS, bytes(16)).pack(), b""),
@@ -365,6 +370,23 @@ LIES: dict[str, tuple[FrameType, bytes, bytes]] = {
     "data-long-tail": (F.DATA, wire.Data(532, 0, BLOCK, bytes(16)).pack(), bytes(BLOCK)),
     "data-more-entries": (F.DATA, wire.Data(0, 0, BLOCK, bytes(32)).pack(), bytes(BLOCK)),
     "data-fewer-entries": (F.DATA, wire.Data(0, 0, 2 * BLOCK, bytes(16)).pack(), bytes(2 * BLOCK)),
+    "pages-none": (F.ASK_PAGES, wire.BlockSet(0, 0).pack(), b""),
+    "pages-off": (F.ASK_PAGES, wire.BlockSet(2, 1 << 255).pack(), b""),
+    "pages-far": (F.ASK_PAGES, wire.BlockSet((1 << 64) - 1, 1).pack(), b""),
+    "pages-short": (F.ASK_PAGES, bytes(39), b""),
+    "patch-short": (F.PATCH, bytes(44), b""),
+    "patch-none": (F.PATCH, patch_frame(blocks=wire.BlockSet(0, 0)), bytes(BLOCK)),
+    "patch-off": (F.PATCH, patch_frame(blocks=wire.BlockSet(3, 1)), bytes(BLOCK)),
+    "patch-far": (F.PATCH, patch_frame(blocks=wire.BlockSet(2, 1 << 255)), bytes(BLOCK)),
+    "patch-no-map": (F.PATCH, patch_frame(page_maps=b""), bytes(BLOCK)),
+    "patch-long-map": (F.PATCH, patch_frame(page_maps=bytes(2)), bytes(BLOCK)),
+    "patch-more-pages": (F.PATCH, patch_frame(page_maps=b"\x03"), bytes(BLOCK)),
+    "patch-other-page": (F.PATCH, patch_frame(page_maps=b"\x02"), bytes(BLOCK)),
+    "patch-fewer-pages": (F.PATCH, patch_frame(page_maps=b"\x00"), bytes(BLOCK)),
+    "patch-too-long": (F.PATCH, patch_frame(raw_length=1 << 31), b""),
+    "patch-longer": (F.PATCH, patch_frame(raw_length=2 * BLOCK), bytes(2 * BLOCK)),
+    "page-digests": (F.PAGE_DIGESTS, wire.BlockSet(0, 1).pack(), bytes(8)),
+    "refused": (F.REFUSED, wire.BlockSet(0, 1).pack(), b""),
     "checkpoint": (F.CHECKPOINT, bytes(5), b""),
     "unreadable": (F.UNREADABLE, b'{"extents":[[0,-1]]}', b""),
     "unreadable-list": (F.UNREADABLE, b"[]", b""),

@@ -804,3 +804,195 @@ def test_p2_threads_and_checkpoints_at_the_same_time(bench: Bench) -> None:
             over.set()
             steering.join()
         bench.certain()
+
+
+# Pages of larger blocks (P2, P3, P4).
+
+LARGE = 4 * BLOCK
+
+
+@pytest.fixture
+def large(bench: Bench) -> Bench:
+    """Blocks of four pages, full of A; the last one has less than three."""
+    bench = Bench(bench.root, SEGMENT + 2 * BLOCK + 5, LARGE)
+    bench.fill("A")
+    return bench
+
+
+def altered(worker: Worker, block: int, *pages: int) -> bytes:
+    """Block ``block`` of A with these pages of it changed."""
+    content = bytearray(worker.content("A", block))
+    for page in pages:
+        at = slice(page * BLOCK, (page + 1) * BLOCK)
+        content[at] = bytes(each ^ 1 for each in content[at])
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("block", "pages", "written"),
+    [
+        (0, (0,), [(0, BLOCK)]),
+        (0, (1, 2), [(BLOCK, 2 * BLOCK)]),
+        (1, (0, 3), [(LARGE, BLOCK), (LARGE + 3 * BLOCK, BLOCK)]),
+        (1, (0, 1, 2, 3), [(LARGE, LARGE)]),
+        (1, (), []),
+        (64, (1,), [(64 * LARGE + BLOCK, BLOCK)]),
+        (64, (2,), [(64 * LARGE + 2 * BLOCK, 5)]),
+    ],
+    ids=str,
+)
+def test_only_the_pages_that_differ_are_written(
+    large: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    block: int,
+    pages: tuple[int, ...],
+    written: list[tuple[int, int]],
+) -> None:
+    done: list[tuple[int, int]] = []
+    real = Image.write
+
+    def noting(image: Image, data: memoryview, start: int) -> None:
+        done.append((start, len(data)))
+        real(image, data, start)
+
+    with large.work(finish=True) as worker:
+        worker.begin()
+        monkeypatch.setattr(Image, "write", noting)
+        content = altered(worker, block, *pages)
+        assert worker.patch(block, content) == 0
+        assert cut(worker.fetch()[0])[block] == worker.message(content, block).entries
+        assert large.image.read_bytes()[block * LARGE :][: len(content)] == content
+    assert done == written
+    assert large.certain() == {0}
+
+
+def test_p2_p3_pages_too_are_intended_written_flushed_recorded(
+    large: Bench, order: list[str]
+) -> None:
+    with large.work() as worker:
+        worker.begin()
+        order.clear()
+        worker.patch(0, altered(worker, 0, 1))
+        worker.session.checkpoint()
+    assert order == ["mark_uncertain", "write", "sync", "commit"]
+
+
+def test_p3_pages_a_b_crash_a(large: Bench) -> None:
+    """Killed after the write: what the manifest knew of the segment is not believed."""
+    with large.work() as worker:
+        worker.begin()
+        before_it = worker.fetch()[0]
+        worker.patch(7, altered(worker, 7, 2))
+    assert large.certain() == set()
+    with large.work() as worker:
+        now = worker.fetch()[0]
+        assert cut(now)[7] != cut(before_it)[7]
+        assert cut(now)[7] == worker.message(altered(worker, 7, 2), 7).entries
+
+
+def test_p4_pages_that_do_not_make_the_block_are_refused_and_not_written(large: Bench) -> None:
+    there = large.image.read_bytes()
+    with large.work(finish=True) as worker:
+        worker.begin()
+        wrong = worker.message(worker.content("C", 5), 5).entries
+        assert worker.patch(5, altered(worker, 5, 2), entry=wrong) == 1 << 5
+        assert large.image.read_bytes() == there
+        assert cut(worker.fetch()[0])[5] == wire.UNKNOWN
+        # The sender's first word on the segment may come before it knows.
+        worker.complete(0, worker.message(worker.content("C", 0, 65), 0).entries)
+        assert worker.session.checkpoint().ranges == []
+        with pytest.raises(TargetError, match="differ from what was sent"):
+            worker.complete(0, worker.message(worker.content("C", 0, 65), 0).entries)
+        worker.write("A", 5)
+        worker.complete(0, worker.fetch()[0])
+        assert worker.session.checkpoint().ranges == [(0, 1)]
+        worker.end()
+    assert large.image.read_bytes() == there
+
+
+def test_p4_an_image_that_changes_after_the_question(
+    large: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with large.work() as worker:
+        worker.begin()
+        real = worker.session.pages
+
+        def meddle(wanted: wire.BlockSet) -> bytes:
+            digests = real(wanted)
+            with large.image.open("r+b") as file:
+                file.seek(5 * LARGE + 17)
+                file.write(b"meddled")
+            return digests
+
+        monkeypatch.setattr(worker.session, "pages", meddle)
+        assert worker.patch(5, altered(worker, 5, 2)) == 1 << 5
+        sent = altered(worker, 5, 2)[2 * BLOCK : 3 * BLOCK]
+        assert sent not in large.image.read_bytes()
+
+
+def test_p2_pages_never_complete_a_block_that_is_unknown(
+    large: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed flush the host's cache shows what may not be on its disk."""
+    with large.work() as worker:
+        worker.begin()
+        worker.patch(5, altered(worker, 5, 1))
+        with monkeypatch.context() as broken:
+            broken.setattr(Image, "sync", failing())
+            with pytest.raises(TargetError):
+                worker.session.checkpoint()
+        with pytest.raises(TargetError, match="dying"):
+            worker.patch(6, altered(worker, 6, 1))
+    with large.work() as worker:
+        worker.begin()
+        assert cut(worker.fetch()[0])[5] == wire.UNKNOWN
+        assert worker.patch(5, altered(worker, 5, 1, 2)) == 1 << 5
+        assert worker.patch(5, altered(worker, 5, 1, 2), whole=True) == 0
+
+
+def test_a_zero_block_gets_pages(large: Bench) -> None:
+    with large.work(finish=True) as worker:
+        worker.begin()
+        worker.zero(3)
+        content = bytes(BLOCK) + worker.content("B", 3)[BLOCK : 2 * BLOCK] + bytes(2 * BLOCK)
+        assert worker.patch(3, content) == 0
+        worker.complete(0, worker.fetch()[0])
+        worker.end()
+    assert large.certain() == {0}
+
+
+PATCH = wire.Patch(wire.BlockSet(0, 0b11), 0, 2 * BLOCK, bytes(32), b"\x01\x02")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"blocks": wire.BlockSet(1, 0b11)},
+        {"blocks": wire.BlockSet(0, 1 << 65 | 1)},
+        {"page_maps": b"\0\x01\0\x02"},
+        {"page_maps": b"\x01\x12"},
+        {"page_maps": b"\x01\x03"},
+        {"page_maps": b"\0\0"},
+        {"blocks": wire.BlockSet(0, 1 << 64 | 1), "page_maps": b"\x01\x08"},
+    ],
+    ids=repr,
+)
+def test_a_patch_that_lies_changes_nothing(large: Bench, changes: dict[str, Any]) -> None:
+    there = large.image.read_bytes()
+    with large.work(finish=True) as worker:
+        worker.begin()
+        with pytest.raises(ProtocolError):
+            worker.session.patch(PATCH._replace(**changes), memoryview(bytes(2 * BLOCK)))
+    assert large.image.read_bytes() == there
+    assert large.certain() == {0}
+
+
+def test_pages_before_a_pass(large: Bench) -> None:
+    with large.work() as worker, pytest.raises(ProtocolError, match="before a pass"):
+        worker.patch(0, altered(worker, 0, 1))
+
+
+@pytest.mark.parametrize("blocks", [wire.BlockSet(1, 1), wire.BlockSet(0, 1 << 65)])
+def test_pages_of_blocks_that_are_not_there(large: Bench, blocks: wire.BlockSet) -> None:
+    with large.work() as worker, pytest.raises(ProtocolError, match="not on this disk"):
+        worker.session.pages(blocks)

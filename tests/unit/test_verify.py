@@ -11,6 +11,7 @@ from p2v_sync.engine.verify import (
     checks_of_sample,
     checks_of_written,
 )
+from p2v_sync.events import Counters
 from p2v_sync.units import MIB
 from tests.contract.lab import BLOCK, SEGMENT
 
@@ -73,5 +74,22 @@ def test_runs_of_written_blocks_are_noted_whole() -> None:
     run.note_written(SEGMENT_BLOCKS + 3, 4)
     run.note_written(SEGMENT_BLOCKS + 5, 3)
     assert list(checks_of_written(run.written)) == [Check(SEGMENT_BLOCKS + 3, 5, False)]
-    assert run.blocks_sent(SEGMENT_BLOCKS + 2, 3) == 2
-    assert run.blocks_sent(0, 3) == 0
+    assert run.bytes_sent(SEGMENT_BLOCKS + 2, 3, 10) == 20
+    assert run.bytes_sent(0, 3, 10) == 0
+
+
+def test_of_patched_blocks_only_their_pages_were_sent() -> None:
+    run = Run()
+    run.note_written(SEGMENT_BLOCKS, 4)
+    run.note_patched(SEGMENT_BLOCKS + 1, 3)
+    run.note_patched(SEGMENT_BLOCKS + 5, 2)
+    assert list(checks_of_written(run.written)) == [
+        Check(SEGMENT_BLOCKS, 4, False),
+        Check(SEGMENT_BLOCKS + 5, 1, False),
+    ]
+    assert run.bytes_sent(SEGMENT_BLOCKS, 256, 10) == 35
+    assert run.bytes_sent(SEGMENT_BLOCKS + 1, 1, 10) == 3
+    run.note_written(SEGMENT_BLOCKS + 1, 1)
+    assert run.bytes_sent(SEGMENT_BLOCKS, 256, 10) == 42
+    run.note_done({1: Counters()})
+    assert run._patched == {}

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from typing import Any
 
 import pytest
 
@@ -85,6 +86,60 @@ def test_segments_are_bounded(first: int, total: int) -> None:
         wire.Segments.unpack(wire.Segments(first, total).pack())
     most = wire.Segments(wire.MAX_SEGMENTS - 1, 1)
     assert wire.Segments.unpack(most.pack()) == most
+
+
+@pytest.mark.parametrize(("segment", "bits"), [(0, 0), (wire.MAX_SEGMENTS, 1), ((1 << 64) - 1, 1)])
+def test_sets_of_blocks_are_bounded(segment: int, bits: int) -> None:
+    with pytest.raises(ProtocolError):
+        wire.BlockSet.unpack(wire.BlockSet(segment, bits).pack())
+    most = wire.BlockSet(wire.MAX_SEGMENTS - 1, (1 << 256) - 1)
+    assert wire.BlockSet.unpack(most.pack()) == most
+    assert most.blocks == list(range((wire.MAX_SEGMENTS - 1) * 256, wire.MAX_SEGMENTS * 256))
+
+
+TWO = wire.Patch(wire.BlockSet(1, 0b1010), 0, 8192, b"a" * 16 + b"b" * 16, b"\x00\x01\x00\x02")
+
+
+def test_a_patch_is_cut_into_its_blocks() -> None:
+    assert list(wire.Patch.unpack(TWO.pack()).parts()) == [
+        (257, b"a" * 16, 1),
+        (259, b"b" * 16, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"raw_length": wire.MAX_REQUEST + 1},
+        {"entries": b""},
+        {"entries": b"a" * 31},
+        {"page_maps": b""},
+        {"page_maps": b"abc"},
+        {"blocks": wire.BlockSet(1, 0)},
+        {"blocks": wire.BlockSet(wire.MAX_SEGMENTS, 3)},
+        {"blocks": wire.BlockSet(0, (1 << 256) - 1)},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_a_patch_that_contradicts_itself(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        wire.Patch.unpack(TWO._replace(**changes).pack())
+
+
+@pytest.mark.parametrize(
+    ("page_map", "length", "pieces"),
+    [
+        (0, 16384, []),
+        (0b1101, 16384, [(0, 4096), (8192, 8192)]),
+        (0b1111, 16384, [(0, 16384)]),
+        (0b10, 4097, [(4096, 1)]),
+        (0b11, 4097, [(0, 4097)]),
+    ],
+)
+def test_the_pieces_of_a_block(page_map: int, length: int, pieces: list[tuple[int, int]]) -> None:
+    assert wire.page_pieces(page_map, length) == pieces
+    with pytest.raises(ProtocolError):
+        wire.page_pieces(page_map | 1 << -(-length // 4096), length)
 
 
 def test_a_list_of_pairs_is_bounded() -> None:
