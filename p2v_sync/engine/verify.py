@@ -24,6 +24,7 @@ from p2v_sync.units import MIB
 
 _REQUEST = MIB
 _SAMPLE_BLOCKS = 64
+_GAP_BLOCKS = 8
 _ASKED_MOST = 256  # checks on their way, by each worker
 _ASKED_BYTES = 64 * MIB
 
@@ -42,13 +43,19 @@ class Check(NamedTuple):
 
 
 def checks_of_written(written: Mapping[int, int]) -> Iterator[Check]:
-    """What a run sent (segment → bit set of blocks), against the manifest."""
+    """What a run sent (segment → bit set of blocks), against the manifest.
+
+    With what lies in small gaps, where each check would take longer than reading on.
+    """
     for segment in sorted(written):
         bits = written[segment]
         flags = [bits >> index & 1 for index in range(SEGMENT_BLOCKS)]
-        for first, end, flag in runs_where(flags):
-            if flag:
-                yield Check(segment * SEGMENT_BLOCKS + first, end - first, against_source=False)
+        runs = [(first, end) for first, end, flag in runs_where(flags) if flag]
+        while runs:
+            first, end = runs.pop(0)
+            while runs and runs[0][0] - end <= _GAP_BLOCKS:
+                _, end = runs.pop(0)
+            yield Check(segment * SEGMENT_BLOCKS + first, end - first, against_source=False)
 
 
 def checks_of_sample(layout: Layout) -> Iterator[Check]:

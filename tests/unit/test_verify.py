@@ -1,5 +1,7 @@
 """Which blocks a verification looks at."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,7 +63,16 @@ def test_written_is_what_the_run_sent_against_the_manifest(blocks: set[int]) -> 
     for block in blocks:
         run.note_written(block, 1)
     checks = list(checks_of_written(run.written))
-    assert blocks_in(checks) == sorted(blocks)
+    checked = blocks_in(checks)
+    assert checked == sorted(set(checked))
+    assert blocks <= set(checked)
+    for check in checks:
+        inside = [block for block in sorted(blocks) if check.first <= block < sum(check[:2])]
+        assert (inside[0], inside[-1]) == (check.first, check.first + check.total - 1)
+        assert all(after - before <= 9 for before, after in pairwise(inside))
+    for before, after in pairwise(checks):
+        in_one_segment = before.first // SEGMENT_BLOCKS == after.first // SEGMENT_BLOCKS
+        assert not in_one_segment or after.first - (before.first + before.total) > 8
     assert not any(check.against_source for check in checks)
     assert all(
         check.first // SEGMENT_BLOCKS == (check.first + check.total - 1) // SEGMENT_BLOCKS
@@ -84,8 +95,7 @@ def test_of_patched_blocks_only_their_pages_were_sent() -> None:
     run.note_patched(SEGMENT_BLOCKS + 1, 3)
     run.note_patched(SEGMENT_BLOCKS + 5, 2)
     assert list(checks_of_written(run.written)) == [
-        Check(SEGMENT_BLOCKS, 4, False),
-        Check(SEGMENT_BLOCKS + 5, 1, False),
+        Check(SEGMENT_BLOCKS, 6, False),
     ]
     assert run.bytes_sent(SEGMENT_BLOCKS, 256, 10) == 35
     assert run.bytes_sent(SEGMENT_BLOCKS + 1, 1, 10) == 3
