@@ -257,7 +257,7 @@ class Copy:
         counters = self._tally.counters
         segments = {segment: entries for segment, (entries, _) in durable.items()}
         self._disk.ledger.record(Checkpoint(commit.state, segments, counters, unreadable))
-        self._run.note_done({segment: counted for segment, (_, counted) in durable.items()})
+        self._run.note_commit({segment: counted for segment, (_, counted) in durable.items()})
         if commit.number is not None:
             self._disk.observe(CheckpointDone(self._disk.name, commit.state.generation, counters))
 

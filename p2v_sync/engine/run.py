@@ -31,6 +31,7 @@ class Run:
 
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     done: set[int] = field(default_factory=set)  # segments durable as read in this run
+    commits: int = 0  # what the receiver said is durable, be it parts of segments
     written: dict[int, int] = field(default_factory=dict)  # segment → bit set of blocks sent
     tally: Tally = field(default_factory=Tally)
     unreadable: list[Extent] = field(default_factory=list)
@@ -51,8 +52,9 @@ class Run:
         spent = self.tally.counters
         self.tally.counters = replace(self._done_counters, sent=spent.sent, wire=spent.wire)
 
-    def note_done(self, segments: Mapping[int, Counters]) -> None:
+    def note_commit(self, segments: Mapping[int, Counters]) -> None:
         """These segments are durable; what was counted in each of them stays counted."""
+        self.commits += 1
         self.done.update(segments)
         self._done_counters = sum(segments.values(), self._done_counters)
 
