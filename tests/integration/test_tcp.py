@@ -95,12 +95,21 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 here, _ = self._door.accept()
-                there = socket.create_connection(("127.0.0.1", self._port))
-                self._sockets += [here, there]
-                for who, source, sink in (("sender", here, there), ("receiver", there, here)):
-                    forward = threading.Thread(target=self._forward, args=(who, source, sink))
-                    forward.daemon = True
-                    forward.start()
+                self._join(here)
+
+    def _join(self, here: socket.socket) -> None:
+        there = socket.create_connection(("127.0.0.1", self._port))
+        self._sockets += [here, there]
+        for who, source, sink in (("sender", here, there), ("receiver", there, here)):
+            forward = threading.Thread(target=self._forward, args=(who, source, sink))
+            forward.daemon = True
+            forward.start()
+
+    def cut(self) -> None:
+        """Break all connections there are."""
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _forward(self, who: str, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
