@@ -15,13 +15,16 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	openssh-server openssh-client fish mksh tcsh zsh \
 	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \
+	iproute2 \
+	user-mode-linux dmsetup kmod \
 	pandoc groff-base
 
-.PHONY: help demo test lint pyz man lock clean demo-packages test-packages
+.PHONY: help demo test torture lint pyz man lock clean demo-packages test-packages
 
 help:
 	@echo 'make demo    replicate a small disk over a link that breaks, and show what happens'
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
+	@echo 'make torture what can go wrong, for an hour: kills, power cuts, faults, bad links and disks'
 	@echo 'make lint    ruff and mypy alone'
 	@echo 'make pyz     $(DIST)/p2v-receiver.pyz: the receiver as one file, for python3 >= 3.6'
 	@echo 'make man     the man pages, in $(DIST)/man'
@@ -33,6 +36,13 @@ demo: demo-packages $(READY)
 
 test: test-packages lint
 	$(BIN)/python -m pytest
+
+# The short forms are part of "make test".  At the end it says what was done.
+torture: test-packages $(READY)
+	P2V_TORTURE=long HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest --timeout 7200 \
+		tests/torture tests/property/test_receiver_power.py \
+		tests/unit/test_engine_hostile.py tests/unit/test_receiver_serve.py \
+		tests/unit/test_frames.py tests/unit/test_codec.py tests/unit/test_wire.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,11 +8,12 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pytest
 
 from p2v_sync.units import GIB, KIB, MIB
 from tests.conftest import LONG, Tell
-from tests.integration.cli import Lab, Listener, Running, assert_equal, progress
+from tests.integration.cli import Lab, Listener, Running, assert_equal, change, progress
 from tests.integration.sshd import Sshd, needs_sshd
 
 pytestmark = [*needs_sshd, pytest.mark.timeout(3600 if LONG else 180)]
@@ -39,9 +40,11 @@ class Arena:
 
     def __init__(self, lab: Lab, name: str, size: int, rate: int) -> None:
         self.lab = lab
-        self.image = lab.noise(f"{name}.img", size=size, seed=len(name))
-        self.rate = rate
+        self.name, self.size, self.rate = name, size, rate
         self.chance = random.Random(name)
+        self.image = lab.noise(f"{name}.img", size=size, seed=len(name))
+        self.checksum = _sha256(self.image)
+        self.passes, self.due = 1, size
         self.kills: Counter[str] = Counter()
         self.sent = 0
         self.lost_sight = 0  # bytes that killed runs may have sent after their last figures
@@ -66,18 +69,29 @@ class Arena:
     def sent_by_run(self) -> int:
         return max((event["counters"]["sent"] for event in progress(self.running)), default=0)
 
+    def next_pass(self) -> None:
+        """It has outrun its killers: the source changes, all but what a disk is known by."""
+        self.running.wait()
+        self.sent += self.sent_by_run()
+        assert _sha256(self.image) == self.checksum, "P1: the source was changed"
+        length = self.size - 2 * MIB
+        change(self.image, MIB, self.chance.randbytes(length))
+        self.checksum = _sha256(self.image)
+        self.passes, self.due = self.passes + 1, self.due + length
+        self.running = self.start()
+
     # Killing
 
     def torment(self, kills: int) -> None:
         """Kill so often, at random moments."""
         while self.kills.total() < kills:
-            victim = self.chance.choice(["sender", *self.others()])
+            # A new sender takes the longest to start.
+            victim = self.chance.choice(["sender", *self.others(), *self.others()])
             self.wait_for_a_moment(victim)
-            if victim == "sender":
-                self.kill_sender()
-            elif not self.kill(victim):
-                continue
-            self.kills[victim] += 1
+            if self.running.process.poll() is not None:
+                self.next_pass()
+            elif self.strike(victim):
+                self.kills[victim] += 1
         self.running.kill()
         self.note_sent()
 
@@ -90,23 +104,27 @@ class Arena:
         if self.chance.random() < 0.2:
             time.sleep(self.chance.uniform(0.0, 0.7))
             return
-        self.until_there_is_more(self.sent_by_run if victim == "sender" else self.checkpoints)
-        time.sleep(self.chance.uniform(0.0, 0.4))
-
-    def until_there_is_more(self, count: Callable[[], int]) -> None:
-        before, deadline = count(), time.monotonic() + PATIENCE_S
-        while count() <= before:
-            assert self.running.process.poll() is None, self.running.err + self.running.out
+        words, so_far = ("checkpoint_done", "") if victim != "sender" else ("progress", self.out())
+        deadline = time.monotonic() + PATIENCE_S
+        while words not in self.out().removeprefix(so_far):
+            if self.running.process.poll() is not None:
+                return
             assert time.monotonic() < deadline, f"it does not go on: {self.running.out}"
             time.sleep(0.05)
+        time.sleep(self.chance.uniform(0.0, 0.4))
 
-    def checkpoints(self) -> int:
-        return self.running.out.count('{"event": "checkpoint_done"')
+    def out(self) -> str:
+        """What was said since the last session began or ended."""
+        return re.split(r'"event": "(?:pass_started|reconnecting)"', self.running.out)[-1]
 
-    def kill_sender(self) -> None:
+    def strike(self, victim: str) -> bool:
+        """False when there is no such process just now."""
+        if victim != "sender":
+            return self.kill(victim)
         self.running.kill()
         self.note_sent()
         self.running = self.start()
+        return True
 
     def note_sent(self) -> None:
         self.sent += self.sent_by_run()
@@ -116,7 +134,6 @@ class Arena:
         return ["receiver"]
 
     def kill(self, victim: str) -> bool:
-        """False when there is none just now."""
         del victim
         receivers = self.running.children()
         for receiver in receivers:
@@ -125,22 +142,22 @@ class Arena:
 
     # The end
 
-    def finish(self, checksum: str) -> None:
+    def finish(self) -> None:
         done = self.lab.sync(
             self.image, *self.options, "--verify", "full", target=self.target, **self.environ
         )
         (finished,) = done.named("pass_finished")
-        assert finished["number"] == 1, "it was one pass, however often it was interrupted"
+        assert finished["number"] == self.passes, "one pass, however often it was interrupted"
         self.sent += finished["counters"]["sent"]
         replica = self.lab.replica(self.image.stem)
         assert_equal(self.image, replica)
-        assert _sha256(self.image) == checksum, "P1: the source was changed"
+        assert _sha256(self.image) == self.checksum, "P1: the source was changed"
         with contextlib.closing(sqlite3.connect(replica.with_suffix(".manifest"))) as manifest:
             assert manifest.execute("pragma integrity_check").fetchone() == ("ok",)
 
     @property
     def resent(self) -> int:
-        return self.sent + self.lost_sight - self.image.stat().st_size
+        return self.sent + self.lost_sight - self.due
 
     def close(self) -> None:
         self.running.end()
@@ -237,17 +254,15 @@ def test_p1_p2_p3_random_kills_lose_nothing_and_send_little_twice(lab: Lab, tell
         for arena in arenas(lab):
             stack.callback(arena.close)
             all_of_them.append(arena)
-        checksums = [_sha256(arena.image) for arena in all_of_them]
         share = -(-wanted // len(all_of_them))
         list(pool.map(lambda arena: arena.torment(share), all_of_them))
-        for arena, checksum in zip(all_of_them, checksums, strict=True):
-            arena.finish(checksum)
+        list(pool.map(lambda arena: arena.finish(), all_of_them))
     kills = sum((arena.kills for arena in all_of_them), Counter())
     resent, worth = sum(arena.resent for arena in all_of_them), int(CHECKPOINT_S * arena.rate)
     victims = ", ".join(f"{count} of {victim}" for victim, count in kills.items())
     tell(
         f"{kills.total()} kills ({victims}), {len(all_of_them)} disks of "
-        f"{arena.image.stat().st_size // MIB} MiB over local, tcp and ssh; at most "
+        f"{arena.size // MIB} MiB over local, tcp and ssh; at most "
         f"{resent // kills.total() // KIB} KiB sent again a kill, where a checkpoint is worth "
         f"{worth // KIB} KiB"
     )

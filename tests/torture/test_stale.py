@@ -7,7 +7,7 @@ ledger, and a block of the source changes too; then the same command must end wi
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -35,7 +35,6 @@ class Stage:
         self.other_source = lab.noise("other.img", size=SIZE, seed=2)
         self.events: list[Event] = []
         self.options: dict[str, object] = {"block_size": BLOCK}
-        self.sync()
 
     @property
     def image(self) -> Path:
@@ -79,9 +78,18 @@ class Stage:
         return [each.text for each in self.events if isinstance(each, Notice)]
 
 
+@pytest.fixture(scope="module")
+def first_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with Lab(tmp_path_factory.mktemp("stale")) as lab:
+        yield Stage(lab)
+
+
 @pytest.fixture
-def stage(lab: Lab) -> Stage:
-    return Stage(lab)
+def stage(first_stage: Stage) -> Stage:
+    """The next case begins with how the one before ended: all that is left over is harmless too."""
+    first_stage.options = {"block_size": BLOCK}
+    first_stage.sync()
+    return first_stage
 
 
 def _swap(new: Path, old: Path) -> None:
@@ -108,7 +116,7 @@ def _cut(path: Callable[[Stage], Path], share: float, less: int = 0) -> Callable
 
 
 def _swap_jobs_in_ledger(stage: Stage) -> None:
-    assert stage.other_image.exists()
+    stage.sync(stage.other_source)
     with closing(sqlite3.connect(stage.ledger)) as ledger, ledger:
         for column in ("name", "path", "identity"):
             rows = ledger.execute(f"select id, {column} from disks order by id").fetchall()
@@ -126,7 +134,7 @@ def _older(what: Callable[[Stage], list[Path]]) -> Callable[[Stage], None]:
         kept = [(path, path.with_suffix(path.suffix + ".kept")) for path in what(stage)]
         for path, copy in kept:
             shutil.copy2(path, copy)
-        change(stage.source, MIB, b"in between" * 1000)
+        flip(stage.source, MIB)
         stage.sync()
         for path, copy in kept:
             os.replace(copy, path)
@@ -179,7 +187,7 @@ def test_p5_stale_state_is_not_believed_and_no_dead_end(
 ) -> None:
     harm, is_compared = HARMS[name]
     harm(stage)
-    change(stage.source, 2 * MIB + 7, b"changed")
+    change(stage.source, 2 * MIB + 7, f"changed after {name}".encode())
     if name == "manifest of another job":
         # It says whose copy the image is; that is the operator's to sort out.
         with pytest.raises(TargetTaken):
@@ -194,8 +202,6 @@ def test_p5_stale_state_is_not_believed_and_no_dead_end(
     tell(
         f"{stage.sent // KIB} KiB of {SIZE // KIB} sent; {'; '.join(stage.notices) or 'no notice'}"
     )
-    stage.sync()
-    assert stage.sent == 0
 
 
 def test_p10_another_disk_behind_the_same_name(stage: Stage, tell: Tell) -> None:
@@ -208,4 +214,5 @@ def test_p10_another_disk_behind_the_same_name(stage: Stage, tell: Tell) -> None
     assert stage.image.read_bytes() == before, "P9"
     stage.sync(job="new")
     assert_equal(stage.source, stage.lab.replica("web", "new"))
+    stage.source.write_bytes(before)
     tell("refused by ledger and manifest, the image untouched; copied as another job")
