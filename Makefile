@@ -16,17 +16,20 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	openssh-server openssh-client fish mksh tcsh zsh \
 	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \
+	iproute2 \
+	user-mode-linux dmsetup kmod \
 	pandoc groff-base
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
 # on PATH they take part.
 BENCH_PACKAGES := rsync netcat-openbsd zstd nbdkit libnbd-bin qemu-utils \
 	openssh-server openssh-client coreutils libxxhash0 libzstd1
 
-.PHONY: help demo test bench lint pyz man lock clean demo-packages test-packages bench-packages
+.PHONY: help demo test torture bench lint pyz man lock clean demo-packages test-packages bench-packages
 
 help:
 	@echo 'make demo    replicate a small disk over a link that breaks, and show what happens'
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
+	@echo 'make torture what can go wrong, for an hour: kills, power cuts, faults, bad links and disks'
 	@echo 'make bench   measure against the peers on this machine, and draw the chart (20 minutes)'
 	@echo 'make lint    ruff and mypy alone'
 	@echo 'make pyz     $(DIST)/p2v-receiver.pyz: the receiver as one file, for python3 >= 3.6'
@@ -39,6 +42,13 @@ demo: demo-packages $(READY)
 
 test: test-packages lint
 	$(BIN)/python -m pytest
+
+# The short forms are part of "make test".  At the end it says what was done.
+torture: test-packages $(READY)
+	P2V_TORTURE=long HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest --timeout 7200 \
+		tests/torture tests/property/test_receiver_power.py \
+		tests/unit/test_engine_hostile.py tests/unit/test_receiver_serve.py \
+		tests/unit/test_frames.py tests/unit/test_codec.py tests/unit/test_wire.py
 
 bench: bench-packages $(READY)
 	$(BIN)/python -m benchmarks --json benchmarks/results.json --svg benchmarks/results.svg

@@ -5,7 +5,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 IN_CI = os.environ.get("CI") == "true"
 NO_SKIP = IN_CI or os.environ.get("P2V_NO_SKIP") == "1"
+LONG = os.environ.get("P2V_TORTURE") == "long"
 
 hypothesis.settings.register_profile("dev", max_examples=50, derandomize=True, deadline=None)
 # Derandomized as well: a red run must come from the change that it is about.
@@ -37,7 +38,7 @@ def _isolate(patch: pytest.MonkeyPatch, home: Path) -> None:
     patch.setenv("P2V_STATE", str(home / "p2v-state"))
 
 
-_OURS = ("P2V_NO_SKIP", "P2V_OLD_PYTHONS")
+_OURS = ("P2V_NO_SKIP", "P2V_OLD_PYTHONS", "P2V_TORTURE")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,6 +124,25 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow. {reason}"
+
+
+# What the torture did: a test that only says "passed" could have done nothing.
+
+Tell = Callable[[str], None]
+_told: list[str] = []
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Tell:
+    """``tell(what was done)``: a line of the summary after the tests."""
+    return lambda text: _told.append(f"{request.node.name}: {text}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _told:
+        terminalreporter.section(f"torture, {'long' if LONG else 'short'}")
+    for line in _told:
+        terminalreporter.write_line(line)
 
 
 # Leftovers.

@@ -307,7 +307,8 @@ class Copy:
         counters = self._tally.counters
         segments = {segment: entries for segment, (entries, _) in durable.items()}
         self._disk.ledger.record(Checkpoint(commit.state, segments, counters, unreadable))
-        self._run.note_done({segment: counted for segment, (_, counted) in durable.items()})
+        counters_of = {segment: counted for segment, (_, counted) in durable.items()}
+        self._run.note_commit(counters_of, commit.state.generation)
         if commit.number is not None:
             self._disk.observe(CheckpointDone(self._disk.name, commit.state.generation, counters))
 

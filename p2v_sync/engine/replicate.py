@@ -151,7 +151,8 @@ class Replication:
                 return
 
     def _progress_mark(self) -> tuple[int, bool]:
-        return len(self._run.done), self._outcome is not None
+        # Not the segments that are done: a slow link may never live long enough for a whole one.
+        return self._run.generation, self._outcome is not None
 
     def _in_session(self, work: Callable[[Session], None]) -> None:
         session = Session(self._around.dialer, self._around.limiter)

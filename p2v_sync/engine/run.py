@@ -31,6 +31,9 @@ class Run:
 
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     done: set[int] = field(default_factory=set)  # segments durable as read in this run
+    generation: int = (
+        0  # of the target; grows when anything becomes durable, be it less than a segment
+    )
     written: dict[int, int] = field(default_factory=dict)  # segment → bit set of blocks sent
     tally: Tally = field(default_factory=Tally)
     unreadable: list[Extent] = field(default_factory=list)
@@ -54,8 +57,9 @@ class Run:
         spent = self.tally.counters
         self.tally.counters = replace(self._done_counters, sent=spent.sent, wire=spent.wire)
 
-    def note_done(self, segments: Mapping[int, Counters]) -> None:
+    def note_commit(self, segments: Mapping[int, Counters], generation: int) -> None:
         """These segments are durable; what was counted in each of them stays counted."""
+        self.generation = generation
         self.done.update(segments)
         for segment in segments:
             self._patched.pop(segment, None)

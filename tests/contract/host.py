@@ -18,6 +18,8 @@ from p2v_receiver.manifest import Manifest
 from p2v_receiver.target import Image, TargetError
 from p2v_receiver.wire import ErrorCode
 
+_PART = 2048  # half of the smallest block
+
 
 def _nothing() -> None:
     pass
@@ -59,8 +61,10 @@ class Host:
         self._flushed[number] = self.versions[number]
 
     def wrote(self, image: Image, start: int, length: int) -> None:
-        """About to change a range."""
-        self._unflushed.append((image.path, start, os.pread(image.fd, length, start)))
+        """About to change a range.  Its parts are lost one by one: a write may be torn."""
+        before = os.pread(image.fd, length, start)
+        for at in range(0, length, _PART):
+            self._unflushed.append((image.path, start + at, before[at : at + _PART]))
         self.versions[os.fstat(image.fd).st_ino] += 1
 
     def flushed(self, image: Image) -> None:

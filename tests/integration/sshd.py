@@ -82,6 +82,11 @@ class Sshd:
             assert time.monotonic() < deadline_s, (self.root / "log").read_text()
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """Of the one that listens."""
+        return self._process.pid
+
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait()

@@ -1,17 +1,18 @@
-"""Ctrl-C, SIGTERM and kill -9, at either end; the same command goes on."""
+"""Ctrl-C, SIGTERM and kill -9, at either end; the same command goes on.
+
+Kills at random moments are in tests/torture/test_kill.py.
+"""
 
 import os
-import random
 import shlex
 import signal
-import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
 from p2v_sync.units import MIB
-from tests.integration.cli import BIN, Lab, Running, assert_equal, progress, stop_when
+from tests.integration.cli import BIN, Lab, Running, assert_equal, stop_when
 
 STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 
@@ -137,43 +138,6 @@ def test_a_receiver_that_never_comes_back_is_given_up(lab: Lab) -> None:
     done = running.wait(31)
     assert "next try in 1.0 s, nothing is lost" in done.err
     assert done.complaints == [done.err.splitlines()[-2]]
-
-
-def test_random_kills_of_either_end_lose_nothing(lab: Lab) -> None:
-    size = 192 * MIB
-    image = lab.root / "disk.img"
-    generator = random.Random(20)
-    with image.open("wb") as file:
-        file.truncate(size)
-        for start in range(0, size, 16 * MIB):
-            file.seek(start)
-            file.write(generator.randbytes(8 * MIB))
-    token = lab.root / "token"
-    listener = lab.listen("--token-file", token, "--plaintext")
-    argv = ("sync", image, listener.url, "--json", "--rate", "10M", "--token-file", token)
-    sent = 0
-    for step in range(10):
-        running = lab.start(*argv)
-        running.until(lambda running=running: any(progress(running)))  # type: ignore[misc]
-        time.sleep(generator.uniform(0.0, 0.5))
-        sent += max(event["counters"]["sent"] for event in progress(running))
-        if step % 3 == 2:
-            listener.kill()
-            running.kill()
-            listener = lab.listen(
-                "--token-file", token, "--plaintext", "--port", str(listener.port)
-            )
-        else:
-            running.kill()
-    done = lab.sync(image, "--token-file", token, target=listener.url)
-    (finished,) = done.named("pass_finished")
-    assert finished["number"] == 1
-    assert finished["counters"]["same"] > 0.5 * sent
-    assert_equal(image, lab.replica("disk"))
-    assert lab.p2v("verify", "disk", "--token-file", token).code == 0
-    with sqlite3.connect(lab.replica("disk").with_suffix(".manifest")) as manifest:
-        assert manifest.execute("pragma integrity_check").fetchone() == ("ok",)
-    manifest.close()
 
 
 def test_kill_9_just_before_the_end_of_every_pass(lab: Lab) -> None:

@@ -100,16 +100,19 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 here, _ = self._door.accept()
-                try:
-                    there = socket.create_connection(("127.0.0.1", self._port))
-                except ConnectionRefusedError:
-                    here.close()
-                    continue
-                self._sockets += [here, there]
-                for who, source, sink in (("sender", here, there), ("receiver", there, here)):
-                    forward = threading.Thread(target=self._forward, args=(who, source, sink))
-                    forward.daemon = True
-                    forward.start()
+                self._join(here)
+
+    def _join(self, here: socket.socket) -> None:
+        try:
+            there = socket.create_connection(("127.0.0.1", self._port))
+        except ConnectionRefusedError:
+            here.close()
+            return
+        self._sockets += [here, there]
+        for who, source, sink in (("sender", here, there), ("receiver", there, here)):
+            forward = threading.Thread(target=self._forward, args=(who, source, sink))
+            forward.daemon = True
+            forward.start()
 
     def _forward(self, who: str, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):

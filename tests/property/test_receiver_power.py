@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from p2v_receiver import wire
 from p2v_receiver.target import TargetError
+from tests.conftest import LONG, Tell
 from tests.contract.bench import BLOCK, SEGMENT, Bench, Worker, cut
 from tests.contract.host import Host
 from tests.contract.lab import ram_directory
@@ -123,16 +124,20 @@ def live(root: Path, chance: random.Random, lives: int) -> int:
     return cuts
 
 
+CUTS = 1300 if LONG else 130
+
+
 @pytest.mark.parametrize("batch", range(8))
 def test_p2_p3_at_a_thousand_power_cuts_nothing_recorded_is_wrong(
-    directory: Path, batch: int
+    directory: Path, batch: int, tell: Tell
 ) -> None:
     cuts = life = 0
-    while cuts < 130:
+    while cuts < CUTS:
         life += 1
         root = directory / f"{batch}-{life}"
         root.mkdir()
         cuts += live(root, random.Random(f"{batch} {life}"), lives=12)
+    tell(f"the power cut {cuts} times in the lives of {life} disks; nothing recorded was wrong")
 
 
 @given(seed=st.integers(), lives=st.integers(1, 6))

@@ -25,15 +25,25 @@ from p2v_sync.errors import (
     TargetTaken,
     VersionMismatch,
 )
-from p2v_sync.events import CheckpointDone, Notice, PassStarted, Progress, Reconnecting, Verified
+from p2v_sync.events import (
+    CheckpointDone,
+    Event,
+    Notice,
+    PassStarted,
+    Progress,
+    Reconnecting,
+    Verified,
+)
 from p2v_sync.transport.channel import Pipe, StreamChannel
 from p2v_sync.units import MIB
 from tests.contract.faults import Fault, Link, Recorder, at_event, faulty, frames_of
 from tests.contract.lab import (
+    BLOCK,
     LONG_S,
     SEGMENT,
     Lab,
     MemorySource,
+    NoLimit,
     block_of,
     ignore,
     patterned,
@@ -188,6 +198,26 @@ def test_it_is_given_up_after_a_while(lab: Lab, monkeypatch: pytest.MonkeyPatch)
         lab.sync(retry_for_s=0.3)
     assert 0.2 < time.monotonic() - began < 5.0
     assert lab.of(Reconnecting)
+
+
+def test_a_link_that_never_lives_for_a_whole_segment_gets_on_without_longer_waits(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each session made durable is progress: the wait stays short, and no run is given up."""
+    monkeypatch.setattr(replicate, "_BACKOFF_S", (0.0, 60.0))
+    monkeypatch.setattr(copy_module, "_TICK_S", 0.001)
+    monkeypatch.setattr(copy_module, "_CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(NoLimit, "take", lambda *_: time.sleep(0.01))
+    lab.block_size = 16 * BLOCK  # one segment
+
+    def cut(event: Event) -> None:
+        if isinstance(event, CheckpointDone) and len(lab.of(CheckpointDone)) <= 3:
+            lab.receiver.hang_up()
+
+    lab.observe = cut
+    lab.sync(streams=1, retry_for_s=3600.0)
+    assert len(lab.of(Reconnecting)) == 3
+    assert lab.is_equal()
 
 
 def test_what_was_never_reached_is_not_tried_for_hours(lab: Lab) -> None:

@@ -101,5 +101,5 @@ def test_of_patched_blocks_only_their_pages_were_sent() -> None:
     assert run.bytes_sent(SEGMENT_BLOCKS + 1, 1, 10) == 3
     run.note_written(SEGMENT_BLOCKS + 1, 1)
     assert run.bytes_sent(SEGMENT_BLOCKS, 256, 10) == 42
-    run.note_done({1: Counters()})
+    run.note_commit({1: Counters()}, 1)
     assert run._patched == {}
