@@ -40,6 +40,7 @@ class Host:
         self.versions: dict[int, int] = defaultdict(int)
         self._flushed: dict[int, int] = {}
         self._unflushed: list[tuple[str, int, bytes]] = []
+        self._dropped: dict[tuple[str, int], bytes] = {}
 
     def step(self) -> None:
         """An operation that a dead machine does not do."""
@@ -65,12 +66,27 @@ class Host:
         before = os.pread(image.fd, length, start)
         for at in range(0, length, _PART):
             self._unflushed.append((image.path, start + at, before[at : at + _PART]))
+            self._dropped.pop((image.path, start + at), None)
         self.versions[os.fstat(image.fd).st_ino] += 1
 
     def flushed(self, image: Image) -> None:
         self._unflushed = [each for each in self._unflushed if each[0] != image.path]
         number = os.fstat(image.fd).st_ino
         self._flushed[number] = self.versions[number]
+
+    def drop_unflushed(self) -> None:
+        """A flush failed: from now on the cache alone has it, and calls it clean."""
+        for path, start, before in reversed(self._unflushed):
+            self._dropped[path, start] = before
+        self._unflushed = []
+
+    def evict(self) -> None:
+        """The cache forgets what it had alone, but for what was written again."""
+        for (path, start), before in self._dropped.items():
+            with open(path, "r+b") as file:
+                file.seek(start)
+                file.write(before)
+        self._dropped = {}
 
     def come_back(self, *, is_lost: Callable[[], bool], time_goes_back: bool) -> None:
         """Power again.  ``is_lost`` is asked for every write that was not flushed."""

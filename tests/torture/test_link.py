@@ -219,6 +219,8 @@ def shuffled(scene: Scene) -> str:
     proxy = Shuffler(listener.port)
     scene.stack.callback(proxy.close)
     running = scene.start(f"tcp://127.0.0.1:{proxy.target.port}", 16 * MIB, "4M")
+    # What was never reached is not tried again.
+    running.until_it_says("pass_started")
     for delay_s in (0.5, 1.5, 1.0, 2.0):
         time.sleep(delay_s)
         proxy.cut()

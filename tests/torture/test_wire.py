@@ -44,13 +44,13 @@ def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "SILENCE_LIMIT_S", 0.5)
 
 
-def sync(lab: Lab) -> bool:
+def sync(lab: Lab, compress: str = "zlib") -> bool:
     """A run of a new process.  Whether it was a success; anything but a P2vError is a bug."""
     began = time.monotonic()
     lab.ledger = lab.ledger.reopened()
     lab.events.clear()
     try:
-        lab.sync(streams=1, compress="zlib", verify="auto")
+        lab.sync(streams=1, compress=compress, verify="auto")
     except P2vError:
         return False
     finally:
@@ -148,10 +148,10 @@ class DamagedPipe:
 
 DAMAGES = st.builds(
     Damage,
-    at=st.integers(0, 6000),
+    at=st.integers(0, 1000) | st.integers(0, 10_000),
     drop=st.integers(0, 20) | st.just(5000),
     insert=st.binary(max_size=20)
-    | st.sampled_from([b"\xff" * 4, b"\0" * 4, b"P2", b"../../x", b"9" * 30, b"[" * 5000]),
+    | st.sampled_from([b"\xff" * 4, b"\0" * 4, b"P2", b"../../x", b"9" * 30, b"[" * 1500]),
 )
 
 
@@ -159,7 +159,7 @@ def test_p4_p7_a_session_that_is_damaged_anywhere(lab: Lab, tell: Tell) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
     ended: Counter[bool] = Counter()
 
-    @settings(max_examples=5000 if LONG else 150)
+    @settings(max_examples=5000 if LONG else 100)
     @given(is_sent=st.booleans(), damage=DAMAGES, content=st.sampled_from(CONTENTS))
     def damaged(is_sent: bool, damage: Damage, content: bytes) -> None:
         lab.source.fill(0, content)
@@ -169,7 +169,7 @@ def test_p4_p7_a_session_that_is_damaged_anywhere(lab: Lab, tell: Tell) -> None:
             return DamagedPipe(pipe, *pending.pop()) if pending else pipe
 
         lab.dialer.wrap = wrap
-        is_success = sync(lab)
+        is_success = sync(lab, "none")  # zlib would find much of it
         check(lab, is_success)
         ended[not is_success] += 1
         lab.dialer.wrap = faulty()
