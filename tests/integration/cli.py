@@ -269,7 +269,8 @@ class Lab:
     def noise(self, name: str = "noise.img", size: int = 8 * MIB, seed: int = 7) -> Path:
         """Random data only: nothing to skip and nothing to compress."""
         path = self.root / name
-        path.write_bytes(random.Random(seed).randbytes(size))
+        path.write_bytes(b"")
+        fill(path, random.Random(seed), 0, size)
         return path
 
     def replica(self, name: str, job: str | None = None) -> Path:
@@ -289,6 +290,14 @@ def change(path: Path, start: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(start)
         file.write(data)
+
+
+def fill(path: Path, generator: random.Random, start: int, length: int) -> None:
+    """Noise, in pieces: ``randbytes`` makes no more than 256 MiB."""
+    with path.open("r+b") as file:
+        file.seek(start)
+        for at in range(0, length, 16 * MIB):
+            file.write(generator.randbytes(min(16 * MIB, length - at)))
 
 
 def flip(path: Path, start: int) -> None:

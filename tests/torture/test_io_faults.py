@@ -1,8 +1,8 @@
 """EIO and ENOSPC from each call that changes the target, one after the other.
 
-After such a failure nothing is recorded any more (P2), the exit code says what it was, and the next
-run heals it.  First in this process, every call of a pass; then from the kernel (strace), because
-SQLite's own calls can't be reached from here.
+After such a failure nothing is recorded any more (P2), the error's class, and so the exit code,
+says what it was, and the next run heals it.  Of SQLite it is the statements that fail: the calls
+that it makes itself can't be reached from here.
 """
 
 import contextlib

@@ -21,7 +21,7 @@ import pytest
 
 from p2v_sync.units import GIB, KIB, MIB
 from tests.conftest import LONG, Tell
-from tests.integration.cli import Lab, Listener, Running, assert_equal, change, progress
+from tests.integration.cli import Lab, Listener, Running, assert_equal, fill, progress
 from tests.integration.sshd import Sshd, needs_sshd
 
 pytestmark = [*needs_sshd, pytest.mark.timeout(3600 if LONG else 180)]
@@ -75,7 +75,7 @@ class Arena:
         self.sent += self.sent_by_run()
         assert _sha256(self.image) == self.checksum, "P1: the source was changed"
         length = self.size - 2 * MIB
-        change(self.image, MIB, self.chance.randbytes(length))
+        fill(self.image, self.chance, MIB, length)
         self.checksum = _sha256(self.image)
         self.passes, self.due = self.passes + 1, self.due + length
         self.running = self.start()
