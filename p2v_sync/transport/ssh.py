@@ -400,6 +400,7 @@ class Login:
         self._secrets = secrets
         self._allowed = ["publickey", "password", "keyboard-interactive"]
         self._tried: list[str] = []
+        self._refused = 0
         self._held: list[paramiko.PKey] = []  # by the agent
 
     def run(self) -> None:
@@ -407,10 +408,8 @@ class Login:
         try:
             with _agent_keys() as self._held:
                 done = any(self._succeeds(name, attempt) for name, attempt in self._attempts())
-        except paramiko.AuthenticationException as error:
-            raise self._failed(str(error)) from error
         except (paramiko.SSHException, OSError, EOFError) as error:
-            if self._tried:
+            if self._refused:
                 # sshd hangs up after MaxAuthTries (6).
                 raise self._failed(f"the host hung up: {error}") from error
             raise ConnectFailed(f"{self._hop}: the link broke while logging in: {error}") from error
@@ -427,6 +426,7 @@ class Login:
             if not self._transport.is_active():
                 raise
             log.debug("%s: %s: %s", self._hop, name, error)
+            self._refused += 1
             return False
         if not self._transport.is_authenticated():
             # One factor of several; the host says what may come next.

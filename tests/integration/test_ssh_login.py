@@ -118,3 +118,17 @@ def test_a_link_that_breaks_is_no_refusal(pair: Pair) -> None:
     pair.server.close()
     with pytest.raises(ConnectFailed):
         Login(transport, HOP, None, Secrets()).run()
+
+
+def test_a_link_that_breaks_while_the_host_decides_is_no_refusal(pair: Pair) -> None:
+    """paramiko calls it a failed authentication; taken for one it would end the run."""
+
+    class Dying(Server):
+        def check_auth_none(self, username: str) -> int:
+            del username
+            pair.server.close()
+            return AUTH_FAILED
+
+    transport = pair.start(Dying([], []))
+    with pytest.raises(ConnectFailed, match="broke while logging in"):
+        Login(transport, HOP, None, Secrets()).run()

@@ -118,7 +118,7 @@ def test_p1_p12_ten_bad_sectors_and_then_none(lab: Lab, tell: Tell) -> None:
     notices = [each["text"] for each in second["events"] if each["event"] == "notice"]
     assert any("only what could not be read" in text for text in notices), notices
     (finished,) = [each for each in second["events"] if each["event"] == "pass_finished"]
-    assert finished["counters"]["sent"] == 9 * 256 * KIB, "the blocks that they are in"
+    assert finished["counters"]["sent"] == 10 * 4 * KIB, "the pages that they are in"
     # Those blocks, and what tells the disk from others (its ends, its partition table).
     assert second["read"] < 9 * 256 * KIB + 4 * MIB
     assert_equal(image, lab.root / "second.img")
