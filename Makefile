@@ -41,7 +41,8 @@ demo: demo-packages $(READY)
 	$(BIN)/p2v-sync demo
 
 test: test-packages lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile  # most tests wait for processes
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 3 --dist loadfile  # most of them wait
+	$(BIN)/python -m pytest -m alone
 
 # The short forms are part of "make test".  At the end it says what was done.
 torture: test-packages $(READY)

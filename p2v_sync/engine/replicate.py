@@ -210,6 +210,12 @@ class Replication:
                 Notice(self._disk.name, f"{reason}: the image is compared block by block")
             )
             self._around.ledger.event(reason)
+        session.begin(kind, self._around.judge.identity())
+        self._around.ledger.set_digest_settings(
+            DigestSettings(target.digest, f"{target.seed:016x}", target.layout.block_size)
+        )
+        self._around.ledger.begin_pass(number, kind)
+        # Only now: who hears of a pass finds it in the ledger.
         self._around.observe(
             PassStarted(
                 self._disk.name,
@@ -219,11 +225,6 @@ class Replication:
                 resumed=not target.pass_complete and target.pass_number > 0,
             )
         )
-        session.begin(kind, self._around.judge.identity())
-        self._around.ledger.set_digest_settings(
-            DigestSettings(target.digest, f"{target.seed:016x}", target.layout.block_size)
-        )
-        self._around.ledger.begin_pass(number, kind)
 
     def _retry(self, target: Target) -> tuple[Extent, ...]:
         """A finished pass that lacks some sectors is completed by reading just those (P12).

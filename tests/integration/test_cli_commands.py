@@ -154,6 +154,7 @@ def test_verify_names_what_differs_and_the_next_sync_repairs_it(lab: Lab) -> Non
     assert lab.status("web")["cutover_allowed"]
 
 
+@pytest.mark.alone
 def test_the_rate_is_kept_within_5_percent(lab: Lab) -> None:
     image = lab.noise(size=40 * MIB)
     done = lab.sync(image, "--rate", "8M", "--verify", "none", "--compress", "none")

@@ -230,6 +230,7 @@ def answer_s(link: Link, length: int) -> float:
         return time.monotonic() - began
 
 
+@pytest.mark.alone
 @pytest.mark.real_parts
 @pytest.mark.parametrize(
     ("delay_s", "rate", "length", "least_s"),

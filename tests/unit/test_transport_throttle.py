@@ -65,6 +65,7 @@ def test_close_wakes_who_waits() -> None:
     throttle.take(1 << 20)
 
 
+@pytest.mark.alone
 def test_several_threads_share_it_in_real_time() -> None:
     rate, threads, body = 8 * MIB, 4, 128 * KIB
     throttle = Throttle(rate)
