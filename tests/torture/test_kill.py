@@ -31,6 +31,7 @@ pytestmark = [*needs_sshd, pytest.mark.timeout(3600 if LONG else 180)]
 CHECKPOINT_S = 1.0
 SHOWN_EVERY_S = 0.25  # how old a killed run's last figures may be
 PATIENCE_S = 60.0
+GIVEN_UP = (31, 32, 34)  # ConnectFailed, PeerLost, BootstrapFailed
 
 
 class Arena:
@@ -69,9 +70,22 @@ class Arena:
     def sent_by_run(self) -> int:
         return max((event["counters"]["sent"] for event in progress(self.running)), default=0)
 
+    def go_on(self) -> None:
+        """The run ended by itself.
+
+        One that never had a session gives up at once when its receiver is killed: it can't know
+        that the address is right.  Any other has outrun its killers.
+        """
+        if "pass_started" not in self.running.out:
+            self.running.wait(self.running.process.returncode)
+            assert self.running.process.returncode in GIVEN_UP, self.running.err
+            self.running = self.start()
+        else:
+            self.running.wait()
+            self.next_pass()
+
     def next_pass(self) -> None:
-        """It has outrun its killers: the source changes, all but what a disk is known by."""
-        self.running.wait()
+        """The source changes, all but what a disk is known by."""
         self.sent += self.sent_by_run()
         assert _sha256(self.image) == self.checksum, "P1: the source was changed"
         length = self.size - 2 * MIB
@@ -89,7 +103,7 @@ class Arena:
             victim = self.chance.choice(["sender", *self.others(), *self.others()])
             self.wait_for_a_moment(victim)
             if self.running.process.poll() is not None:
-                self.next_pass()
+                self.go_on()
             elif self.strike(victim):
                 self.kills[victim] += 1
         self.running.kill()
