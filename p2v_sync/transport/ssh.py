@@ -343,6 +343,7 @@ class Login:
         self._secrets = secrets
         self._allowed = ["publickey", "password", "keyboard-interactive"]
         self._tried: list[str] = []
+        self._refused = False  # before that it is the link that broke, not the host that hung up
         self._held: list[paramiko.PKey] = []  # by the agent
 
     def run(self) -> None:
@@ -350,10 +351,8 @@ class Login:
         try:
             with _agent_keys() as self._held:
                 done = any(self._succeeds(name, attempt) for name, attempt in self._attempts())
-        except paramiko.AuthenticationException as error:
-            raise self._failed(str(error)) from error
         except (paramiko.SSHException, OSError, EOFError) as error:
-            if self._tried:
+            if self._refused:
                 # sshd hangs up after MaxAuthTries (6).
                 raise self._failed(f"the host hung up: {error}") from error
             raise ConnectFailed(f"{self._hop}: the link broke while logging in: {error}") from error
@@ -369,6 +368,7 @@ class Login:
         except paramiko.AuthenticationException as error:
             if not self._transport.is_active():
                 raise
+            self._refused = True
             log.debug("%s: %s: %s", self._hop, name, error)
             return False
         if not self._transport.is_authenticated():
