@@ -400,7 +400,7 @@ class Login:
         self._secrets = secrets
         self._allowed = ["publickey", "password", "keyboard-interactive"]
         self._tried: list[str] = []
-        self._refused = 0
+        self._refused = False  # before that it is the link that broke, not the host that hung up
         self._held: list[paramiko.PKey] = []  # by the agent
 
     def run(self) -> None:
@@ -425,6 +425,7 @@ class Login:
         except paramiko.AuthenticationException as error:
             if not self._transport.is_active():
                 raise
+            self._refused = True
             log.debug("%s: %s: %s", self._hop, name, error)
             self._refused += 1
             return False
