@@ -427,7 +427,6 @@ class Login:
                 raise
             self._refused = True
             log.debug("%s: %s: %s", self._hop, name, error)
-            self._refused += 1
             return False
         if not self._transport.is_authenticated():
             # One factor of several; the host says what may come next.

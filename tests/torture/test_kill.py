@@ -31,7 +31,7 @@ pytestmark = [*needs_sshd, pytest.mark.timeout(3600 if LONG else 180)]
 CHECKPOINT_S = 1.0
 SHOWN_EVERY_S = 0.25  # how old a killed run's last figures may be
 PATIENCE_S = 60.0
-GIVEN_UP = (31, 32)  # ConnectFailed, PeerLost
+GIVEN_UP = (31, 32, 34)  # ConnectFailed, PeerLost, BootstrapFailed
 
 
 class Arena:
@@ -141,6 +141,9 @@ class Arena:
         return True
 
     def note_sent(self) -> None:
+        # Killed while it read back what it had written, or before it could say so: another pass
+        # then finds nothing to do.
+        self.passes += '"pass_finished"' in self.running.out
         self.sent += self.sent_by_run()
         self.lost_sight += int(SHOWN_EVERY_S * self.rate)
 
@@ -161,7 +164,7 @@ class Arena:
             self.image, *self.options, "--verify", "full", target=self.target, **self.environ
         )
         (finished,) = done.named("pass_finished")
-        assert finished["number"] == self.passes, "one pass, however often it was interrupted"
+        assert finished["number"] in (self.passes, self.passes + 1), "interrupted, not begun anew"
         self.sent += finished["counters"]["sent"]
         replica = self.lab.replica(self.image.stem)
         assert_equal(self.image, replica)
