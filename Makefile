@@ -29,8 +29,8 @@ BENCH_PACKAGES := rsync netcat-openbsd zstd nbdkit libnbd-bin qemu-utils \
 help:
 	@echo 'make demo    replicate a small disk over a link that breaks, and show what happens'
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
-	@echo 'make torture what can go wrong, for an hour: kills, power cuts, faults, bad links and disks'
-	@echo 'make bench   measure against the peers on this machine, and draw the chart (20 minutes)'
+	@echo 'make torture what can go wrong, at length: kills, power cuts, faults, bad links and disks'
+	@echo 'make bench   measure against the peers on this machine, and draw the chart'
 	@echo 'make lint    ruff and mypy alone'
 	@echo 'make pyz     $(DIST)/p2v-receiver.pyz: the receiver as one file, for python3 >= 3.6'
 	@echo 'make man     the man pages, in $(DIST)/man'
