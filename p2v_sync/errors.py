@@ -211,6 +211,24 @@ class WrongPhase(StateError):
     exit_code = 64
 
 
+class FixupError(P2vError):
+    """The guest can't be inspected or fixed up; its replica can still be made (--no-fixups)."""
+
+    exit_code = 70
+
+
+class GuestFileError(FixupError):
+    """A file of the guest is no regular file, too long, or a link to nothing."""
+
+    exit_code = 71
+
+
+class OverlayError(P2vError):
+    """The overlay could not be made, or its copy-on-write space is full."""
+
+    exit_code = 75
+
+
 class CommandError(P2vError):
     """A program we started failed."""
 
