@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from p2v_sync.device.machine import Machine
 from p2v_sync.fixup.draft import Draft, Edit
 from p2v_sync.fixup.guest import Guest
-from p2v_sync.fixup.storage import Storage
+from p2v_sync.device.storage import Storage
 
 
 class Hypervisor(StrEnum):

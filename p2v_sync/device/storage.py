@@ -5,7 +5,8 @@ Made by ``overlay`` from the overlaid disks, or read from JSON for a plain direc
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,16 @@ class Storage:
 
 
 NOTHING_KNOWN = Storage(is_complete=False)
+
+
+class Mounter(Protocol):
+    """Mounts volumes of the overlaid disks, and nothing else."""
+
+    def mount(self, volume: Volume, point: Path, *, writable: bool, options: str = "") -> None:
+        """``options``: further ones, as subvol=@.  Without ``writable`` no journal is replayed.
+
+        Raises FixupError.
+        """
+
+    def unmount_all(self) -> None:
+        """What was mounted, the last first.  Raises FixupError when something stays."""
