@@ -6,9 +6,9 @@ from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from p2v_sync.device.machine import Machine
+from p2v_sync.device.storage import Storage
 from p2v_sync.fixup.draft import Draft, Edit
 from p2v_sync.fixup.guest import Guest
-from p2v_sync.device.storage import Storage
 
 
 class Hypervisor(StrEnum):
