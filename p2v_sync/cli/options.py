@@ -38,6 +38,21 @@ json_option = click.option(
 )
 
 
+# Not two arguments: click would take the only one for the target, and miss a source.
+places_argument = click.argument("places", nargs=-1, required=True, metavar="SOURCE... TARGET")
+
+
+def take_places(options: dict[str, Any]) -> tuple[tuple[Path, ...], str]:
+    """(sources, target) out of a command's ``options``.  Raises click.UsageError."""
+    *sources, last = options.pop("places")
+    if not sources:
+        raise click.UsageError(
+            f"{last} is one place, and two are needed: what to copy, and where to (a directory,"
+            " user@host:/dir, ssh://user@host:port/dir or tcp://host:port)"
+        )
+    return tuple(Path(source).absolute() for source in sources), last
+
+
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how to reach the receiver."""
     options = (

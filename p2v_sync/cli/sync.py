@@ -9,12 +9,13 @@ from p2v_sync import jobs
 from p2v_sync.cli.ask import terminal_ask
 from p2v_sync.cli.options import (
     DURATION,
-    PATH,
     SIZE,
     connection_options,
     json_option,
+    places_argument,
     state_option,
     take_connection,
+    take_places,
 )
 from p2v_sync.cli.render import make_renderer
 from p2v_sync.config import SyncConfig, check_block_size, check_rate
@@ -22,8 +23,7 @@ from p2v_sync.state.paths import default_state_dir
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="SOURCE...")
-@click.argument("target")
+@places_argument
 @click.option(
     "--job", metavar="NAME", help="Name of the job. [default: the host's; of an image, its stem]"
 )
@@ -112,8 +112,10 @@ def _config(options: dict[str, Any]) -> SyncConfig:
     digest = options.pop("digest")
     rate = options.pop("rate")
     state_dir: Path | None = options.pop("state_dir")
+    sources, target = take_places(options)
     return SyncConfig(
-        sources=tuple(path.absolute() for path in options.pop("sources")),
+        sources=sources,
+        target=target,
         state_dir=state_dir or default_state_dir(),
         block_size=check_block_size(block_size) if block_size is not None else None,
         digest=None if digest == "auto" else digest,

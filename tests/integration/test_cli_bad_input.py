@@ -112,7 +112,7 @@ def test_usage(lab: Lab) -> None:
     image = lab.image(size=MIB)
     sync = ("sync", image, lab.out)
     lab.fails(2, *sync, "--nonsense", say="No such option")
-    lab.fails(2, "sync", image, say="Missing argument")
+    lab.fails(2, "sync", image, say="is one place, and two are needed")
     lab.fails(2, *sync, "--compress", "lzma", say="lzma")
     lab.fails(2, *sync, "--rate", "fast", say="write it like 256K, 50M or 1G")
     lab.fails(2, *sync, "--retry-for", "ever", say="write it like 30s, 10m or 24h")
