@@ -30,6 +30,12 @@ class ConfigError(P2vError):
     exit_code = 3
 
 
+class PreseedError(ConfigError):
+    """A preseed or the kernel command line has an answer that can't be, or lacks one."""
+
+    exit_code = 6
+
+
 class DuplicateSource(ConfigError):
     """One disk was named twice, or two disks would land in one image."""
 

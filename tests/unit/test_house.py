@@ -27,8 +27,8 @@ LAYERS = (
     ("vm",),
     ("jobs",),
     ("convert",),
-    ("demo",),
-    ("cli", "wizard"),
+    ("demo", "wizard"),
+    ("cli",),
     ("__main__",),
 )
 RECEIVER_LAYERS = (

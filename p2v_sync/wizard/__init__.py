@@ -1,0 +1,1 @@
+"""What the live CD asks: settings, where their values come from, and the screens."""
