@@ -76,6 +76,7 @@ ONLY_IN = {
     "paramiko": {"p2v_sync.transport.ssh"},
     "click": {"p2v_sync.cli"},
     "tqdm": {"p2v_sync.cli.render"},
+    "dialog": {"p2v_sync.wizard.screens"},
 }
 MAY_EXIT = {"p2v_sync.__main__", "p2v_receiver.__main__"}
 MAY_IMPORT_LATE = {

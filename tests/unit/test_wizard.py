@@ -1,0 +1,229 @@
+"""The wizard's flow, by answers: no terminal."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from p2v_sync.errors import Interrupted, PreseedError
+from p2v_sync.units import GIB
+from p2v_sync.wizard.conversation import Reply, Way, answer_alone, converse
+from p2v_sync.wizard.flow import (
+    STEPS,
+    SUMMARY,
+    Checklist,
+    Confirm,
+    DiskChoice,
+    Input,
+    Known,
+    Menu,
+    Page,
+    Situation,
+    Values,
+    default_of,
+    summary,
+    torn_apart,
+)
+from p2v_sync.wizard.settings import SETTINGS
+
+SITUATION = Situation(
+    hostname="web01",
+    disks=(
+        DiskChoice("sda", 4 * GIB, "4.0 GiB QEMU HARDDISK"),
+        DiskChoice("sdb", 2 * GIB, "2.0 GiB QEMU HARDDISK"),
+    ),
+    interfaces=(("eno1", "52:54:00:00:00:01"), ("eno2", "52:54:00:00:00:02")),
+    memory=8 * GIB,
+    cpus=4,
+    nics=("eno1", "eno2"),
+)
+DEFAULT = "the default"
+
+
+class Script:
+    """Gives replies in turn; DEFAULT for what a page suggests."""
+
+    def __init__(self, replies: Sequence[Reply | Way]) -> None:
+        self._replies = list(replies)
+        self.pages: list[Page] = []
+        self.complaints: list[str] = []
+
+    def show(self, page: Page, *, can_go_back: bool) -> Reply | Way:
+        self.pages.append(page)
+        if not self._replies:
+            raise Interrupted("left")
+        reply = self._replies.pop(0)
+        assert reply is not Way.BACK or can_go_back
+        return default_of(page) if reply == DEFAULT else reply
+
+    def complain(self, text: str) -> None:
+        self.complaints.append(text)
+
+    @property
+    def titles(self) -> list[str]:
+        return [page.title for page in self.pages]
+
+
+def nothing_wrong(key: str, values: Values) -> str:
+    del key, values
+    return ""
+
+
+def run(script: Script, given: Values | None = None, situation: Situation = SITUATION) -> Values:
+    values = converse(script, given or {}, situation, nothing_wrong)
+    assert not script._replies
+    return values
+
+
+def test_a_conversion_with_what_was_found() -> None:
+    script = Script(["dhcp", "eno2", "root@host:/srv/vm", *[DEFAULT] * 9])
+    assert run(script) == {
+        "network.mode": "dhcp",
+        "network.interface": "eno2",
+        "target": "root@host:/srv/vm",
+        "disks": ("sda", "sdb"),
+        "action": "convert",
+        "name": "web01",
+        "vm.target": "kvm",
+        "vm.memory": 8 * GIB,
+        "vm.vcpus": 4,
+        "post": "shell",
+    }
+    assert isinstance(script.pages[-1], Confirm), "nothing starts before the summary"
+
+
+def test_what_was_answered_beforehand_is_not_asked() -> None:
+    given: Values = {
+        "network.mode": "none",
+        "target": "tcp://h:1",
+        "login.token": "t",
+        "disks": ("all",),
+    }
+    script = Script(["sync", "job", DEFAULT, DEFAULT])
+    values = run(script, given)
+    assert script.titles == ["What to do", "Name", "At the end", "Ready?"]
+    assert values == {**given, "action": "sync", "name": "job", "post": "shell"}
+
+
+def test_back_works_everywhere_and_shows_what_was_typed() -> None:
+    one = replace(SITUATION, interfaces=())
+    forth: list[Reply | Way] = [
+        "dhcp",
+        "root@h:/d",
+        ("sda",),
+        "convert",
+        "vm",
+        "kvm",
+        "2G",
+        "2",
+        "br0",
+    ]
+    first = Script([*forth, DEFAULT, ""])
+    values = run(first, situation=one)
+    # From the summary back to the very first page, and forth again with what is shown.
+    back = Script([*forth, DEFAULT, *[Way.BACK] * 10, "dhcp", *[DEFAULT] * 9, ""])
+    shown = run(back, situation=one)
+    assert {**shown, "action": "convert", "post": "shell"} == values
+    assert [type(page) for page in back.pages[:11]] == [type(page) for page in first.pages]
+
+
+def test_a_later_change_drops_what_became_pointless() -> None:
+    replies: list[Reply | Way] = ["static", "eno1", "192.0.2.7/24", "", ""]
+    back = [Way.BACK] * 5
+    values = run(
+        Script([*replies, *back, "dhcp", "eno1", "h:/d", ("sda",), "sync", "n", "shell", ""])
+    )
+    assert "network.address" not in values
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [("", "Nothing"), ("ftp://x", "no transport"), ("root@:/x", "not understood")],
+)
+def test_a_wrong_answer_is_explained_and_asked_again(wrong: str, says: str) -> None:
+    script = Script(["none", wrong, "root@host:/d", ("sda",), "sync", "n", "shell", ""])
+    situation = replace(SITUATION, is_online=True)
+    run(script, situation=situation)
+    assert len(script.complaints) == 1
+    assert says in script.complaints[0]
+
+
+def test_an_answer_that_does_not_hold_is_asked_again() -> None:
+    tries: list[str] = []
+
+    def check(key: str, values: Values) -> str:
+        if key == "target":
+            tries.append(str(values["target"]))
+            return "no route to host" if len(tries) == 1 else ""
+        return ""
+
+    script = Script(["none", "a:/d", "b:/d", ("sda",), "sync", "n", "shell", ""])
+    values = converse(script, {}, replace(SITUATION, is_online=True), check)
+    assert script.complaints == ["no route to host"]
+    assert values["target"] == "b:/d"
+
+
+def test_leaving() -> None:
+    with pytest.raises(Interrupted):
+        run(Script(["dhcp"]))
+
+
+def test_alone_it_answers_from_the_machine() -> None:
+    given: Values = {"target": "h:/d", "auto": True}
+    values = answer_alone(given, replace(SITUATION, is_online=True))
+    assert values["disks"] == ("sda", "sdb")
+    assert values["network.mode"] == "none"
+    assert values["action"] == "convert"
+    assert values["vm.memory"] == 8 * GIB
+
+
+def test_alone_it_names_what_nobody_can_know() -> None:
+    with pytest.raises(PreseedError, match="nobody answered target") as caught:
+        answer_alone({"network.mode": "dhcp"}, SITUATION)
+    assert "p2v.target" in str(caught.value)
+    with pytest.raises(PreseedError, match="nobody answered disks"):
+        answer_alone({"target": "h:/d"}, replace(SITUATION, disks=()))
+
+
+def test_a_known_machine_is_offered_its_cutover() -> None:
+    known = replace(SITUATION, known_job="web01-old")
+    page = next(step for step in STEPS if step.key == "action").page(Known({}, known))
+    assert isinstance(page, Menu)
+    assert page.default == "cutover"
+    assert "web01-old" in page.text
+
+
+def test_disks_that_belong_together() -> None:
+    disks = (
+        DiskChoice("sda", GIB, "", ("sdb",)),
+        DiskChoice("sdb", GIB, "", ("sda",)),
+        DiskChoice("sdc", GIB, ""),
+    )
+    situation = replace(SITUATION, disks=disks)
+    assert "without sdb" in torn_apart(Known({"disks": ("sda", "sdc")}, situation))
+    for whole in (("all",), ("sda", "sdb"), ("sdc",)):
+        assert torn_apart(Known({"disks": whole}, situation)) == ""
+
+
+def test_pages_fit_a_small_terminal() -> None:
+    values: Values = {"disks": ("all",), "target": "root@host:/srv/vm", "action": "convert"}
+    for step in STEPS:
+        page = step.page(Known(values, SITUATION))
+        lines = page.text.splitlines()
+        assert max(map(len, lines)) <= 72, step.key
+        rows = len(page.choices) if isinstance(page, Menu | Checklist) else 1
+        assert len(lines) + rows <= 17, step.key
+        assert isinstance(page, Input | Menu | Checklist | Confirm)
+
+
+def test_the_summary_says_what_will_happen() -> None:
+    values: Values = {"disks": ("sdb",), "target": "h:/d", "action": "convert", "name": "web"}
+    text = summary(Known({**values, "vm.memory": GIB}, SITUATION))
+    assert "sdb (2.0 GiB)" in text
+    assert "sda" not in text
+    assert "1.0 GiB, for" in text
+    assert "not written to" in text
+
+
+def test_each_step_is_a_setting() -> None:
+    assert {step.key for step in STEPS} - {SUMMARY} <= {*SETTINGS}
