@@ -235,6 +235,12 @@ class OverlayError(P2vError):
     exit_code = 75
 
 
+class NetworkError(P2vError):
+    """The live system can't get online."""
+
+    exit_code = 38
+
+
 class CommandError(P2vError):
     """A program we started failed."""
 

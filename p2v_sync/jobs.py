@@ -416,6 +416,12 @@ def verify(
     _run_job(job, config, sources, observe, ask, _verify)
 
 
+def reach(target: str, connection: Connection, ask: Ask | None) -> None:
+    """Connect to a receiver, log in, and leave.  Raises what a run would fail with."""
+    with contextlib.closing(make_dialer(parse_target(target), connection, 1, ask)) as dialer:
+        dialer.dial().close()
+
+
 def _no_notice(text: str) -> None:
     del text
 

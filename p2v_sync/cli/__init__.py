@@ -17,6 +17,7 @@ from p2v_sync.cli.render import show_error
 from p2v_sync.cli.status import status
 from p2v_sync.cli.sync import sync
 from p2v_sync.cli.verify import verify
+from p2v_sync.cli.wizard import wizard
 from p2v_sync.errors import Interrupted, P2vError, Terminated
 
 
@@ -34,7 +35,7 @@ def cli(debug: bool) -> None:
     logging.getLogger("paramiko").setLevel(logging.DEBUG if debug else logging.CRITICAL)
 
 
-for command in (sync, status, verify, disks, demo):
+for command in (sync, status, verify, disks, demo, wizard):
     cli.add_command(command)
 
 

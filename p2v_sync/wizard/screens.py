@@ -1,5 +1,8 @@
 """The pages on a terminal, by dialog(1) through pythondialog; they fit 80x24 and a serial line."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 from dialog import Dialog, DialogError, ExecutableNotFound
@@ -9,6 +12,22 @@ from p2v_sync.wizard.conversation import Reply, Way
 from p2v_sync.wizard.flow import Checklist, Confirm, Input, Menu, Page
 
 _WIDTH, _HEIGHT = 76, 20
+
+
+@contextlib.contextmanager
+def _on_the_terminal() -> Iterator[None]:
+    """dialog draws on standard output, which may go to a file (``--answers-only >FILE``)."""
+    if os.isatty(1):
+        yield
+        return
+    elsewhere = os.dup(1)
+    try:
+        with open("/dev/tty", "wb") as terminal:
+            os.dup2(terminal.fileno(), 1)
+        yield
+    finally:
+        os.dup2(elsewhere, 1)
+        os.close(elsewhere)
 
 
 class Screens:
@@ -22,9 +41,10 @@ class Screens:
         self._dialog.set_background_title("p2v-sync: from a physical to a virtual machine")
 
     def show(self, page: Page, *, can_go_back: bool) -> Reply | Way:
-        back: dict[str, Any] = {"cancel_label": "Back" if can_go_back else "Leave"}
+        options: dict[str, Any] = {"cancel_label": "Back" if can_go_back else "Leave"}
         try:
-            code, reply = self._ask(page, back)
+            with _on_the_terminal():
+                code, reply = self._ask(page, options)
         except DialogError as error:
             raise CommandError(f"dialog failed: {error}") from error
         if code == self._dialog.OK:
@@ -34,7 +54,7 @@ class Screens:
         raise Interrupted("the operator left the wizard")
 
     def _ask(self, page: Page, options: dict[str, Any]) -> tuple[str, Any]:
-        size = {"width": _WIDTH, "height": _HEIGHT, "title": page.title}
+        size = {"width": _WIDTH, "height": _HEIGHT, "title": page.title, "no_collapse": True}
         reply: tuple[str, Any]
         match page:
             case Menu():
@@ -55,12 +75,15 @@ class Screens:
         return reply
 
     def complain(self, text: str) -> None:
-        self._dialog.msgbox(text, width=_WIDTH, height=10, title="That won't do")
+        with _on_the_terminal():
+            self._dialog.msgbox(text, width=_WIDTH, height=10, title="That won't do")
 
     def secret(self, prompt: str) -> str:
-        code, reply = self._dialog.passwordbox(prompt, insecure=True, width=_WIDTH, height=10)
+        with _on_the_terminal():
+            code, reply = self._dialog.passwordbox(prompt, insecure=True, width=_WIDTH, height=10)
         return str(reply) if code == self._dialog.OK else ""
 
     def confirm(self, question: str) -> bool:
-        code = self._dialog.yesno(question, width=_WIDTH, height=12, defaultno=True)
+        with _on_the_terminal():
+            code = self._dialog.yesno(question, width=_WIDTH, height=12, defaultno=True)
         return bool(code == self._dialog.OK)

@@ -1,0 +1,57 @@
+"""``p2v-sync wizard``: the questions of the live CD, and the run that follows from the answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from p2v_sync import jobs
+from p2v_sync.cli.ask import terminal_ask
+from p2v_sync.cli.options import PATH, state_option
+from p2v_sync.cli.render import make_renderer
+from p2v_sync.device.attributes import PROC, read_text
+from p2v_sync.state.paths import default_state_dir
+from p2v_sync.wizard import live
+from p2v_sync.wizard.answers import format_preseed
+from p2v_sync.wizard.screens import Screens
+from p2v_sync.wizard.settings import Value
+from p2v_sync.wizard.situation import read_situation
+
+
+@click.command()
+@click.option(
+    "--preseed",
+    type=PATH,
+    metavar="FILE",
+    help=f"Answers that are not asked for. [default: {live.MEDIUM_PRESEED}, if there]",
+)
+@click.option(
+    "--answers-only",
+    is_flag=True,
+    help="Write the answers to standard output as a preseed, and do nothing.",
+)
+@state_option
+def wizard(preseed: Path | None, answers_only: bool, state_dir: Path | None) -> None:
+    """Ask what is to be done with this machine, and do it.
+
+    What the kernel command line (p2v.KEY=VALUE) or a preseed answers is not asked.
+    """
+    given = live.gather(preseed, read_text(PROC / "cmdline"))
+    situation = read_situation()
+    screen = None if given.is_alone or terminal_ask() is None else Screens()
+    session = live.Session(given, situation, screen)
+    if answers_only:
+        click.echo(format_preseed(session.values()), nl=False)
+        return
+
+    def work(values: dict[str, Value]) -> None:
+        renderer = make_renderer(as_json=False)
+        try:
+            with live.login(values) as connection:
+                config = live.sync_config(values, situation, state_dir or default_state_dir())
+                jobs.sync(replace(config, connection=connection), renderer, screen)
+        finally:
+            renderer.close()
+
+    live.with_hooks(given.values, session.values, work)
+    live.end(given.values)

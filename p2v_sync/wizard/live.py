@@ -1,0 +1,234 @@
+"""The wizard from its first question to the result: answers, network, hooks, the run, the end."""
+
+import contextlib
+import os
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from p2v_sync import jobs, run
+from p2v_sync.config import Connection, SyncConfig
+from p2v_sync.errors import CommandError, Interrupted, P2vError, PreseedError
+from p2v_sync.transport.ask import Ask
+from p2v_sync.wizard import network
+from p2v_sync.wizard.answers import (
+    PRESEED_MOST,
+    Answer,
+    merge,
+    parse_kernel_command_line,
+    parse_preseed,
+)
+from p2v_sync.wizard.conversation import Front, answer_alone, converse
+from p2v_sync.wizard.flow import Known, Situation, Values, torn_apart
+from p2v_sync.wizard.settings import ALL, Value
+from p2v_sync.wizard.situation import interface_names
+
+MEDIUM_PRESEED = Path("/etc/p2v-sync/preseed.toml")
+_FETCH_WITHIN_S = 30.0
+_HOOK_WITHIN_S = 3600.0
+
+
+class Screen(Front, Ask, Protocol):
+    """Whoever shows pages and can also ask for passwords and host keys."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was answered before anybody was asked."""
+
+    answers: Mapping[str, Answer]
+
+    @property
+    def values(self) -> dict[str, Value]:
+        return {key: answer.value for key, answer in self.answers.items()}
+
+    @property
+    def is_alone(self) -> bool:
+        return self.values.get("auto") is True
+
+
+def gather(preseed: Path | None, command_line: str) -> Given:
+    """All answers given beforehand but those at ``config``.  Raises PreseedError."""
+    typed = parse_kernel_command_line(command_line)
+    path = preseed or MEDIUM_PRESEED
+    try:
+        on_medium = parse_preseed(_read(path), str(path))
+    except FileNotFoundError:
+        if preseed is not None:
+            raise PreseedError(f"there is no {preseed}") from None
+        on_medium = {}
+    return Given(merge(typed, on_medium))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(PRESEED_MOST + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise PreseedError(f"{path} can't be read: {error.strerror}") from error
+
+
+def with_fetched(given: Given) -> Given:
+    """With the answers at the URL ``config``; needs the network.  Raises PreseedError.
+
+    They come behind the kernel command line's and before the medium's.
+    """
+    url = given.values.get("config")
+    if url is None:
+        return given
+    try:
+        with urllib.request.urlopen(str(url), timeout=_FETCH_WITHIN_S) as response:
+            data: bytes = response.read(PRESEED_MOST + 1)
+    except (OSError, ValueError) as error:
+        raise PreseedError(f"{url} can't be fetched: {error}", hint="is the network up?") from error
+    typed = {
+        key: answer
+        for key, answer in given.answers.items()
+        if answer.origin == "kernel command line"
+    }
+    return Given(merge(typed, parse_preseed(data, str(url)), given.answers))
+
+
+class Session:
+    """One go through the wizard.  ``screen``: None where nobody is there."""
+
+    def __init__(self, given: Given, situation: Situation, screen: Screen | None) -> None:
+        self._given = given
+        self._situation = situation
+        self._screen = screen
+        self._network_is_up_as: Values | None = None
+
+    def values(self) -> dict[str, Value]:
+        """All answers.  Raises Interrupted, NetworkError, PreseedError."""
+        if self._given.values.get("config"):
+            self._bring_up(self._alone_network())
+            self._given = with_fetched(self._given)
+        if "disks" in self._given.values:
+            sources_of(self._given.values, self._situation)
+        if self._given.is_alone or self._screen is None:
+            values = answer_alone(self._given.values, self._situation)
+            self._bring_up(values)
+            if problem := torn_apart(Known(values, self._situation)):
+                raise PreseedError(problem)
+            return values
+        return converse(self._screen, self._given.values, self._situation, self._check)
+
+    def _alone_network(self) -> dict[str, Value]:
+        default = "none" if self._situation.is_online else "dhcp"
+        return {"network.mode": default, **self._given.values}
+
+    def _bring_up(self, values: Values) -> None:
+        wanted = {key: value for key, value in values.items() if key.startswith("network.")}
+        if wanted == self._network_is_up_as:
+            return
+        network.bring_up(wanted, interface_names())
+        self._network_is_up_as = wanted
+
+    def _check(self, key: str, values: Values) -> str:
+        """What does not hold of an answer, found out by trying."""
+        try:
+            if key == "disks":
+                return torn_apart(Known(values, self._situation))
+            if key in ("target", "login.token"):
+                self._bring_up(values)
+                is_ready = key == "login.token" or not str(values["target"]).startswith("tcp:")
+                if is_ready:
+                    self._reach(values)
+        except P2vError as error:
+            return str(error)
+        return ""
+
+    def _reach(self, values: Values) -> None:
+        with login(values) as connection:
+            jobs.reach(str(values["target"]), connection, self._screen)
+
+
+@contextlib.contextmanager
+def login(values: Values) -> Iterator[Connection]:
+    """How to reach the receiver; the token is in the environment meanwhile, not in a file."""
+    token, before = values.get("login.token"), os.environ.get("P2V_TOKEN")
+    if token is not None:
+        os.environ["P2V_TOKEN"] = str(token)
+    identity = values.get("login.identity")
+    try:
+        yield Connection(identity_file=Path(str(identity)) if identity else None)
+    finally:
+        if token is not None:
+            os.environ.pop("P2V_TOKEN")
+        if before is not None:
+            os.environ["P2V_TOKEN"] = before
+
+
+def sources_of(values: Values, situation: Situation) -> tuple[Path, ...]:
+    """The disks' device nodes.  Raises PreseedError for one that is not there."""
+    there = {disk.name for disk in situation.disks}
+    wanted = cast("tuple[str, ...]", values["disks"])
+    names = [disk.name for disk in situation.disks] if ALL in wanted else list(wanted)
+    if missing := [name for name in names if name not in there]:
+        raise PreseedError(
+            f"there is no disk {missing[0]} that could be copied",
+            hint=f"there are: {', '.join(sorted(there)) or 'none'}",
+        )
+    return tuple(Path("/dev", name.replace("!", "/")) for name in names)
+
+
+def sync_config(values: Values, situation: Situation, state_dir: Path) -> SyncConfig:
+    """The run's configuration; its connection is made by ``login``."""
+    return SyncConfig(
+        sources=sources_of(values, situation),
+        target=str(values["target"]),
+        state_dir=state_dir,
+        job=str(values["name"]),
+    )
+
+
+def remember_host_key(values: Values) -> None:
+    """``login.host_key`` into this user's known_hosts."""
+    if line := values.get("login.host_key"):
+        path = Path.home() / ".ssh" / "known_hosts"
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{line}\n")
+
+
+def hook(values: Values, name: str, error: P2vError | None = None) -> None:
+    """Run ``hooks.NAME``; what failed is in P2V_ERROR and P2V_STATUS.  Raises CommandError."""
+    command = values.get(f"hooks.{name}")
+    if command is None:
+        return
+    told = {"P2V_ERROR": str(error), "P2V_STATUS": str(error.exit_code)} if error else {}
+    settings = [f"{key}={value}" for key, value in told.items()]
+    run.capture(["env", *settings, "sh", "-c", str(command)], timeout_s=_HOOK_WITHIN_S)
+
+
+def end(values: Values) -> None:
+    """Power off or reboot, where that was asked for.  Raises CommandError."""
+    action = values.get("post", "shell")
+    if action in ("poweroff", "reboot"):
+        run.capture(["systemctl", str(action)])
+
+
+Work = Callable[[dict[str, Value]], None]
+
+
+def with_hooks(
+    given: Mapping[str, Value], take_values: Callable[[], dict[str, Value]], work: Work
+) -> None:
+    """``work`` between its hooks; the fail hook on every failure but the operator's leaving."""
+    values: dict[str, Value] = dict(given)
+    try:
+        values = take_values()
+        remember_host_key(values)
+        hook(values, "pre")
+        work(values)
+        hook(values, "post")
+    except Interrupted:
+        raise
+    except P2vError as error:
+        with contextlib.suppress(CommandError):
+            hook(values, "fail", error)
+        raise

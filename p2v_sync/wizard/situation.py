@@ -1,0 +1,58 @@
+"""What the wizard finds on the machine before it asks: choices and defaults."""
+
+import json
+from pathlib import Path
+
+from p2v_sync import run
+from p2v_sync.device.attributes import PROC, SYS, names_in, read_text
+from p2v_sync.device.machine_facts import read_machine
+from p2v_sync.device.sysfs import Disk, scan
+from p2v_sync.errors import CommandError
+from p2v_sync.units import format_size
+from p2v_sync.wizard.flow import DiskChoice, Situation
+
+
+def read_situation(sys_root: Path = SYS, proc_root: Path = PROC) -> Situation:
+    """Raises DeviceError without sysfs."""
+    machine = read_machine(sys_root, proc_root)
+    disks = [disk for disk in scan(sys_root, proc_root) if disk.excluded is None]
+    return Situation(
+        hostname="" if machine.hostname == _LIVE_NAME else machine.hostname,
+        disks=tuple(DiskChoice(disk.name, disk.size, _describe(disk)) for disk in disks),
+        interfaces=tuple(
+            (nic.name, f"{nic.mac} {nic.driver} {_link(sys_root, nic.name)}".strip())
+            for nic in machine.nics
+        ),
+        is_online=_is_online(),
+        memory=machine.memory,
+        cpus=machine.cpus.count,
+        nics=tuple(nic.name for nic in machine.nics if nic.is_carried),
+    )
+
+
+# The live system's own name says nothing about the server.
+_LIVE_NAME = "p2v-live"
+
+
+def _describe(disk: Disk) -> str:
+    parts = (format_size(disk.size), disk.model, disk.serial, disk.partition_table)
+    return " ".join(part for part in parts if part)[:50]
+
+
+def _link(sys_root: Path, name: str) -> str:
+    has_link = read_text(sys_root / "class" / "net" / name / "carrier") == "1"
+    return "link up" if has_link else "no link"
+
+
+def _is_online() -> bool:
+    """Whether there is a default route."""
+    try:
+        routes = json.loads(run.capture(["ip", "-json", "route", "show", "default"], timeout_s=10))
+    except (CommandError, ValueError):
+        return False
+    return bool(routes)
+
+
+def interface_names(sys_root: Path = SYS) -> list[str]:
+    """All network interfaces but the loopback."""
+    return [name for name in names_in(sys_root / "class" / "net") if name != "lo"]
