@@ -1,6 +1,8 @@
 """The command line: one file a command, and here what they share: errors become exit codes."""
 
 import contextlib
+import difflib
+import importlib
 import logging
 import shlex
 import signal
@@ -11,17 +13,41 @@ from types import FrameType
 import click
 
 from p2v_sync import __version__
-from p2v_sync.cli.demo import demo
-from p2v_sync.cli.disks import disks
 from p2v_sync.cli.render import show_error
-from p2v_sync.cli.status import status
-from p2v_sync.cli.sync import sync
-from p2v_sync.cli.verify import verify
-from p2v_sync.cli.wizard import wizard
 from p2v_sync.errors import Interrupted, P2vError, Terminated
 
+# In the order of --help; each is the function of its name in the module of its name.
+_COMMANDS = ("sync", "status", "verify", "disks", "demo", "wizard")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """Imports the one command that runs: all of them together take longer than a small pass."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"p2v_sync.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="p2v-sync")
 @click.option("--debug", is_flag=True, help="Log every step on standard error.")
 def cli(debug: bool) -> None:
@@ -33,10 +59,6 @@ def cli(debug: bool) -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     # paramiko reports each connection's end with a traceback; ours says it in one line.
     logging.getLogger("paramiko").setLevel(logging.DEBUG if debug else logging.CRITICAL)
-
-
-for command in (sync, status, verify, disks, demo, wizard):
-    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,6 +25,12 @@ from p2v_sync.transport.direct import refused
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+_CONTEXT = click.Context(cli)
+COMMANDS = {
+    name: command
+    for name in cli.list_commands(_CONTEXT)
+    if (command := cli.get_command(_CONTEXT, name)) is not None
+}
 SENDER_PAGE, RECEIVER_PAGE = DOCS / "p2v-sync.1.md", DOCS / "p2v-receiver.1.md"
 
 
@@ -62,9 +68,9 @@ def options_of(command: click.Command) -> set[str]:
     return {name for name in named if name.startswith("--")}
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_options_of_each_command(name: str) -> None:
-    assert options_on(SENDER_PAGE, name) == options_of(cli.commands[name])
+    assert options_on(SENDER_PAGE, name) == options_of(COMMANDS[name])
 
 
 def test_the_options_before_the_command() -> None:
@@ -73,7 +79,7 @@ def test_the_options_before_the_command() -> None:
 
 def test_the_choices_of_each_option() -> None:
     text = section(SENDER_PAGE, "## sync")
-    for option in cli.commands["sync"].params:
+    for option in COMMANDS["sync"].params:
         if isinstance(option.type, click.Choice):
             choices = "|".join(f"**{choice}**" for choice in option.type.choices)
             assert f"**\\{option.opts[0]}** {choices}\n" in text
