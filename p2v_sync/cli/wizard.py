@@ -1,5 +1,7 @@
 """``p2v-sync wizard``: the questions of the live CD, and the run that follows from the answers."""
 
+import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +10,17 @@ import click
 from p2v_sync import jobs
 from p2v_sync.cli.ask import terminal_ask
 from p2v_sync.cli.options import PATH, state_option
-from p2v_sync.cli.render import make_renderer
+from p2v_sync.cli.render import describe, make_renderer
 from p2v_sync.device.attributes import PROC, read_text
+from p2v_sync.events import Event
 from p2v_sync.state.paths import default_state_dir
 from p2v_sync.wizard import live
 from p2v_sync.wizard.answers import format_preseed
 from p2v_sync.wizard.screens import Screens
 from p2v_sync.wizard.settings import Value
 from p2v_sync.wizard.situation import read_situation
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -36,22 +41,37 @@ def wizard(preseed: Path | None, answers_only: bool, state_dir: Path | None) -> 
 
     What the kernel command line (p2v.KEY=VALUE) or a preseed answers is not asked.
     """
+    if log_file := os.environ.get("P2V_LOG"):
+        live.log_to(Path(log_file))
     given = live.gather(preseed, read_text(PROC / "cmdline"))
-    situation = read_situation()
-    screen = None if given.is_alone or terminal_ask() is None else Screens()
-    session = live.Session(given, situation, screen)
+    session = live.Session(given, read_situation, _screens)
     if answers_only:
         click.echo(format_preseed(session.values()), nl=False)
         return
 
     def work(values: dict[str, Value]) -> None:
-        renderer = make_renderer(as_json=False)
-        try:
-            with live.login(values) as connection:
-                config = live.sync_config(values, situation, state_dir or default_state_dir())
-                jobs.sync(replace(config, connection=connection), renderer, screen)
-        finally:
-            renderer.close()
+        _run(session, values, state_dir or default_state_dir())
 
-    live.with_hooks(given.values, session.values, work)
-    live.end(given.values)
+    values = live.with_hooks(given.values, session.values, work)
+    click.echo(f"All went well.  {values['target']} has it as {values['name']}.")
+    live.end(values)
+
+
+def _screens() -> Screens | None:
+    return None if terminal_ask() is None else Screens()
+
+
+def _run(session: live.Session, values: dict[str, Value], state_dir: Path) -> None:
+    renderer = make_renderer(as_json=False)
+
+    def observe(event: Event) -> None:
+        if text := describe(event):
+            log.info("%s: %s", event.disk, text)
+        renderer(event)
+
+    try:
+        with live.login(values) as connection:
+            config = live.sync_config(values, session.situation, state_dir)
+            jobs.sync(replace(config, connection=connection), observe, session.screen)
+    finally:
+        renderer.close()

@@ -41,24 +41,58 @@ def _unknown(key: str, origin: str) -> PreseedError:
     return PreseedError(f"{origin}: there is no {key}", hint=hint)
 
 
+class Found(NamedTuple):
+    """``problem``: the first; what else could be read is there all the same, for the fail hook."""
+
+    answers: dict[str, Answer]
+    problem: PreseedError | None = None
+
+
 def parse_preseed(data: bytes, name: str) -> dict[str, Answer]:
     """A TOML file's answers by key.  ``name``: of the file, for messages.  Raises PreseedError."""
+    return _whole(read_preseed(data, name))
+
+
+def _whole(found: Found) -> dict[str, Answer]:
+    if found.problem is not None:
+        raise found.problem
+    return found.answers
+
+
+def read_preseed(data: bytes, name: str) -> Found:
+    """``parse_preseed`` that goes on behind a problem."""
+    try:
+        text = _decode(data, name)
+        record = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return Found({}, PreseedError(f"{name} is no TOML: {error}"))
+    except PreseedError as error:
+        return Found({}, error)
+    lines = _lines_of_keys(text)
+    found = Found({})
+    for key, value in _flat(record):
+        line = lines.get(key)
+        found = _add(found, key, value, f"{name}:{line}" if line else name)
+    return found
+
+
+def _decode(data: bytes, name: str) -> str:
     if len(data) > PRESEED_MOST:
         raise PreseedError(f"{name} is too long for a preseed: {len(data)} bytes")
     try:
-        text = data.decode()
-        record = tomllib.loads(text)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        return data.decode()
+    except UnicodeDecodeError as error:
         raise PreseedError(f"{name} is no TOML: {error}") from error
-    lines = _lines_of_keys(text)
-    answers = {}
-    for key, value in _flat(record):
-        line = lines.get(key)
-        origin = f"{name}:{line}" if line else name
+
+
+def _add(found: Found, key: str, value: Any, origin: str) -> Found:
+    try:
         if key not in SETTINGS:
             raise _unknown(key, origin)
-        answers[key] = _parsed(SETTINGS[key], value, origin)
-    return answers
+        answer = _parsed(SETTINGS[key], value, origin)
+    except PreseedError as error:
+        return Found(found.answers, found.problem or error)
+    return Found({**found.answers, key: answer}, found.problem)
 
 
 def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -87,29 +121,35 @@ def _lines_of_keys(text: str) -> dict[str, int]:
     return found
 
 
+KERNEL_COMMAND_LINE = "kernel command line"
+
+
 def parse_kernel_command_line(text: str) -> dict[str, Answer]:
     """The answers in /proc/cmdline: ``p2v.KEY=VALUE``, or ``p2v.KEY`` alone for true.
 
     Raises PreseedError.
     """
-    origin = "kernel command line"
-    answers = {}
+    return _whole(read_kernel_command_line(text))
+
+
+def read_kernel_command_line(text: str) -> Found:
+    """``parse_kernel_command_line`` that goes on behind a problem."""
+    found = Found({})
     for word in _words(text):
         name, equals, value = word.partition("=")
         if not name.startswith("p2v."):
             continue
         key = name.removeprefix("p2v.")
         key = _SHORT.get(key, key)
-        if key not in SETTINGS:
-            raise _unknown(key, origin)
-        setting = SETTINGS[key]
-        if setting.is_secret:
-            raise PreseedError(
-                f"{origin}: {name} must not stand there, where every user can read it",
+        if key in SETTINGS and SETTINGS[key].is_secret:
+            problem = PreseedError(
+                f"{KERNEL_COMMAND_LINE}: {name} must not stand there, where every user can read it",
                 hint="put it into a preseed, or let the wizard ask",
             )
-        answers[key] = _parsed(setting, value if equals else "", origin)
-    return answers
+            found = Found(found.answers, found.problem or problem)
+            continue
+        found = _add(found, key, value if equals else "", KERNEL_COMMAND_LINE)
+    return found
 
 
 # p2v.network=dhcp is what one types.

@@ -1,6 +1,7 @@
 """The wizard from its first question to the result: answers, network, hooks, the run, the end."""
 
 import contextlib
+import logging
 import os
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -10,24 +11,45 @@ from typing import Protocol, cast
 
 from p2v_sync import jobs, run
 from p2v_sync.config import Connection, SyncConfig
-from p2v_sync.errors import CommandError, Interrupted, P2vError, PreseedError
+from p2v_sync.errors import (
+    CommandError,
+    Interrupted,
+    P2vError,
+    PreseedError,
+    SourceMissing,
+    StateError,
+)
 from p2v_sync.transport.ask import Ask
 from p2v_sync.wizard import network
 from p2v_sync.wizard.answers import (
+    KERNEL_COMMAND_LINE,
     PRESEED_MOST,
     Answer,
+    Found,
     merge,
-    parse_kernel_command_line,
     parse_preseed,
+    read_kernel_command_line,
+    read_preseed,
 )
 from p2v_sync.wizard.conversation import Front, answer_alone, converse
 from p2v_sync.wizard.flow import Known, Situation, Values, torn_apart
 from p2v_sync.wizard.settings import ALL, Value
 from p2v_sync.wizard.situation import interface_names
 
+log = logging.getLogger(__name__)
+
 MEDIUM_PRESEED = Path("/etc/p2v-sync/preseed.toml")
 _FETCH_WITHIN_S = 30.0
 _HOOK_WITHIN_S = 3600.0
+
+
+def log_to(path: Path) -> None:
+    """Everything that is logged, also into this file; it may lie where nothing can be written."""
+    with contextlib.suppress(OSError):
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        logging.getLogger("p2v_sync").setLevel(logging.DEBUG)
 
 
 class Screen(Front, Ask, Protocol):
@@ -36,9 +58,10 @@ class Screen(Front, Ask, Protocol):
 
 @dataclass(frozen=True)
 class Given:
-    """What was answered before anybody was asked."""
+    """What was answered before anybody was asked.  ``problem``: what is wrong with it."""
 
     answers: Mapping[str, Answer]
+    problem: P2vError | None = None
 
     @property
     def values(self) -> dict[str, Value]:
@@ -50,16 +73,18 @@ class Given:
 
 
 def gather(preseed: Path | None, command_line: str) -> Given:
-    """All answers given beforehand but those at ``config``.  Raises PreseedError."""
-    typed = parse_kernel_command_line(command_line)
+    """All answers given beforehand but those at ``config``.  What is wrong is in ``problem``."""
+    typed = read_kernel_command_line(command_line)
+    on_medium = Found({})
     path = preseed or MEDIUM_PRESEED
     try:
-        on_medium = parse_preseed(_read(path), str(path))
+        on_medium = read_preseed(_read(path), str(path))
     except FileNotFoundError:
         if preseed is not None:
-            raise PreseedError(f"there is no {preseed}") from None
-        on_medium = {}
-    return Given(merge(typed, on_medium))
+            on_medium = Found({}, PreseedError(f"there is no {preseed}"))
+    except PreseedError as error:
+        on_medium = Found({}, error)
+    return Given(merge(typed.answers, on_medium.answers), typed.problem or on_medium.problem)
 
 
 def _read(path: Path) -> bytes:
@@ -86,9 +111,7 @@ def with_fetched(given: Given) -> Given:
     except (OSError, ValueError) as error:
         raise PreseedError(f"{url} can't be fetched: {error}", hint="is the network up?") from error
     typed = {
-        key: answer
-        for key, answer in given.answers.items()
-        if answer.origin == "kernel command line"
+        key: answer for key, answer in given.answers.items() if answer.origin == KERNEL_COMMAND_LINE
     }
     return Given(merge(typed, parse_preseed(data, str(url)), given.answers))
 
@@ -96,29 +119,45 @@ def with_fetched(given: Given) -> Given:
 class Session:
     """One go through the wizard.  ``screen``: None where nobody is there."""
 
-    def __init__(self, given: Given, situation: Situation, screen: Screen | None) -> None:
+    def __init__(
+        self, given: Given, look: Callable[[], Situation], screen: Callable[[], Screen | None]
+    ) -> None:
         self._given = given
-        self._situation = situation
-        self._screen = screen
+        self._look = look
+        self._make_screen = screen
         self._network_is_up_as: Values | None = None
+        self.screen: Screen | None = None
+        self.situation = Situation()
 
     def values(self) -> dict[str, Value]:
-        """All answers.  Raises Interrupted, NetworkError, PreseedError."""
+        """All answers.  Raises Interrupted, DeviceError, NetworkError, PreseedError."""
+        if self._given.problem is not None:
+            raise self._given.problem
+        self.situation = self._look()
+        if not self.situation.disks:
+            raise SourceMissing(
+                "this machine has no disk that could be copied",
+                hint="'p2v-sync disks' lists what there is; is the controller's driver loaded?",
+            )
         if self._given.values.get("config"):
             self._bring_up(self._alone_network())
             self._given = with_fetched(self._given)
         if "disks" in self._given.values:
-            sources_of(self._given.values, self._situation)
-        if self._given.is_alone or self._screen is None:
-            values = answer_alone(self._given.values, self._situation)
-            self._bring_up(values)
-            if problem := torn_apart(Known(values, self._situation)):
-                raise PreseedError(problem)
-            return values
-        return converse(self._screen, self._given.values, self._situation, self._check)
+            sources_of(self._given.values, self.situation)
+        self.screen = None if self._given.is_alone else self._make_screen()
+        if self.screen is None:
+            return self._alone()
+        return converse(self.screen, self._given.values, self.situation, self._check)
+
+    def _alone(self) -> dict[str, Value]:
+        values = answer_alone(self._given.values, self.situation)
+        if problem := torn_apart(Known(values, self.situation)):
+            raise PreseedError(problem)
+        self._bring_up(values)
+        return values
 
     def _alone_network(self) -> dict[str, Value]:
-        default = "none" if self._situation.is_online else "dhcp"
+        default = "none" if self.situation.is_online else "dhcp"
         return {"network.mode": default, **self._given.values}
 
     def _bring_up(self, values: Values) -> None:
@@ -132,7 +171,7 @@ class Session:
         """What does not hold of an answer, found out by trying."""
         try:
             if key == "disks":
-                return torn_apart(Known(values, self._situation))
+                return torn_apart(Known(values, self.situation))
             if key in ("target", "login.token"):
                 self._bring_up(values)
                 is_ready = key == "login.token" or not str(values["target"]).startswith("tcp:")
@@ -144,7 +183,7 @@ class Session:
 
     def _reach(self, values: Values) -> None:
         with login(values) as connection:
-            jobs.reach(str(values["target"]), connection, self._screen)
+            jobs.reach(str(values["target"]), connection, self.screen)
 
 
 @contextlib.contextmanager
@@ -187,22 +226,28 @@ def sync_config(values: Values, situation: Situation, state_dir: Path) -> SyncCo
 
 
 def remember_host_key(values: Values) -> None:
-    """``login.host_key`` into this user's known_hosts."""
-    if line := values.get("login.host_key"):
-        path = Path.home() / ".ssh" / "known_hosts"
+    """``login.host_key`` into this user's known_hosts.  Raises StateError."""
+    line = f"{values['login.host_key']}\n" if "login.host_key" in values else ""
+    path = Path.home() / ".ssh" / "known_hosts"
+    try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        with path.open("a") as file:
-            file.write(f"{line}\n")
+        with path.open("a+") as file:
+            file.seek(0)
+            if line not in file.read():
+                file.write(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"login.host_key can't be put into {path}: {error}") from error
 
 
-def hook(values: Values, name: str, error: P2vError | None = None) -> None:
-    """Run ``hooks.NAME``; what failed is in P2V_ERROR and P2V_STATUS.  Raises CommandError."""
+def hook(values: Values, name: str, told: Mapping[str, str]) -> None:
+    """Run ``hooks.NAME`` with ``told`` in its environment.  Raises CommandError."""
     command = values.get(f"hooks.{name}")
     if command is None:
         return
-    told = {"P2V_ERROR": str(error), "P2V_STATUS": str(error.exit_code)} if error else {}
+    log.info("the hook %s: %s", name, command)
     settings = [f"{key}={value}" for key, value in told.items()]
-    run.capture(["env", *settings, "sh", "-c", str(command)], timeout_s=_HOOK_WITHIN_S)
+    said = run.capture(["env", *settings, "sh", "-c", str(command)], timeout_s=_HOOK_WITHIN_S)
+    log.info("the hook %s ended well: %s", name, said.strip())
 
 
 def end(values: Values) -> None:
@@ -217,18 +262,31 @@ Work = Callable[[dict[str, Value]], None]
 
 def with_hooks(
     given: Mapping[str, Value], take_values: Callable[[], dict[str, Value]], work: Work
-) -> None:
-    """``work`` between its hooks; the fail hook on every failure but the operator's leaving."""
+) -> dict[str, Value]:
+    """``work`` between its hooks; the fail hook on every failure but the operator's leaving.
+
+    Returns all values.  The fail hook's own failure is only logged.
+    """
     values: dict[str, Value] = dict(given)
     try:
         values = take_values()
         remember_host_key(values)
-        hook(values, "pre")
+        hook(values, "pre", _told(values))
         work(values)
-        hook(values, "post")
+        hook(values, "post", _told(values))
     except Interrupted:
         raise
-    except P2vError as error:
-        with contextlib.suppress(CommandError):
-            hook(values, "fail", error)
+    except Exception as error:
+        status = error.exit_code if isinstance(error, P2vError) else 1
+        log.error("failed with status %d: %s", status, error)
+        try:
+            told = {"P2V_ERROR": str(error), "P2V_STATUS": str(status)}
+            hook(values, "fail", {**_told(values), **told})
+        except CommandError as second:
+            log.error("the fail hook: %s", second)
         raise
+    return values
+
+
+def _told(values: Values) -> dict[str, str]:
+    return {"P2V_NAME": str(values.get("name", "")), "P2V_TARGET": str(values.get("target", ""))}

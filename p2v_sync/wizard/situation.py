@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from p2v_sync import run
+from p2v_sync.config import plain_name
 from p2v_sync.device.attributes import PROC, SYS, names_in, read_text
+from p2v_sync.device.machine import Machine
 from p2v_sync.device.machine_facts import read_machine
 from p2v_sync.device.sysfs import Disk, scan
 from p2v_sync.errors import CommandError
@@ -17,7 +19,7 @@ def read_situation(sys_root: Path = SYS, proc_root: Path = PROC) -> Situation:
     machine = read_machine(sys_root, proc_root)
     disks = [disk for disk in scan(sys_root, proc_root) if disk.excluded is None]
     return Situation(
-        hostname="" if machine.hostname == _LIVE_NAME else machine.hostname,
+        hostname=default_name(machine),
         disks=tuple(DiskChoice(disk.name, disk.size, _describe(disk)) for disk in disks),
         interfaces=tuple(
             (nic.name, f"{nic.mac} {nic.driver} {_link(sys_root, nic.name)}".strip())
@@ -32,6 +34,17 @@ def read_situation(sys_root: Path = SYS, proc_root: Path = PROC) -> Situation:
 
 # The live system's own name says nothing about the server.
 _LIVE_NAME = "p2v-live"
+
+
+def default_name(machine: Machine) -> str:
+    """The job's: the host's, or what the same hardware is called again after the next boot."""
+    if machine.hostname and machine.hostname != _LIVE_NAME:
+        return plain_name(machine.hostname)
+    model = machine.dmi.get("product_name", "server").split("(")[0].strip()
+    macs = [nic.mac.replace(":", "") for nic in machine.nics if nic.mac]
+    own = (machine.dmi.get("product_serial", ""), machine.uuid, *sorted(macs))
+    serial = next((each for each in own if each), "")
+    return plain_name("-".join(each for each in (model, serial) if each))
 
 
 def _describe(disk: Disk) -> str:
