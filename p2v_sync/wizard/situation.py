@@ -12,15 +12,22 @@ from p2v_sync.device.sysfs import Disk, scan
 from p2v_sync.errors import CommandError
 from p2v_sync.units import format_size
 from p2v_sync.wizard.flow import DiskChoice, Situation
+from p2v_sync.wizard.together import Contents, read_contents
 
 
 def read_situation(sys_root: Path = SYS, proc_root: Path = PROC) -> Situation:
     """Raises DeviceError without sysfs."""
     machine = read_machine(sys_root, proc_root)
     disks = [disk for disk in scan(sys_root, proc_root) if disk.excluded is None]
+    contents = read_contents()
     return Situation(
         hostname=default_name(machine),
-        disks=tuple(DiskChoice(disk.name, disk.size, _describe(disk)) for disk in disks),
+        disks=tuple(
+            DiskChoice(
+                disk.name, disk.size, _describe(disk, contents), contents.kept_with(disk.name)
+            )
+            for disk in disks
+        ),
         interfaces=tuple(
             (nic.name, f"{nic.mac} {nic.driver} {_link(sys_root, nic.name)}".strip())
             for nic in machine.nics
@@ -47,9 +54,11 @@ def default_name(machine: Machine) -> str:
     return plain_name("-".join(each for each in (model, serial) if each))
 
 
-def _describe(disk: Disk) -> str:
-    parts = (format_size(disk.size), disk.model, disk.serial, disk.partition_table)
-    return " ".join(part for part in parts if part)[:50]
+def _describe(disk: Disk, contents: Contents) -> str:
+    """Size and model, and what is on it; 50 characters."""
+    inside = "+".join(dict.fromkeys(contents.kinds[disk.name])) or disk.partition_table
+    name = " ".join(part for part in (disk.model, disk.serial) if part)
+    return f"{format_size(disk.size)} {name[:24]} {inside}"[:50].strip()
 
 
 def _link(sys_root: Path, name: str) -> str:

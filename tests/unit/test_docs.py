@@ -22,6 +22,7 @@ from p2v_sync.device.sysfs import Disk
 from p2v_sync.errors import ConnectFailed, P2vError
 from p2v_sync.events import Counters, Event
 from p2v_sync.transport.direct import refused
+from p2v_sync.wizard.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -149,6 +150,21 @@ def test_the_fields_of_status() -> None:
 def test_the_fields_of_disks() -> None:
     said = emphasized(section(SENDER_PAGE, "## Objects of disks"))
     assert said == {one.name for one in fields(Disk)}
+
+
+def test_the_parameters_of_the_live_cd() -> None:
+    text = (DOCS / "livecd.md").read_text()
+    _, _, rest = text.partition("<!-- settings -->")
+    rows = [line.split("|")[1:4] for line in rest.partition("<!-- /settings -->")[0].splitlines()]
+    said = [tuple(cell.strip() for cell in row) for row in rows if row][2:]
+    assert said == [
+        (
+            "preseed only" if one.is_secret else f"`{one.parameter}`",
+            f"`{one.key}`",
+            one.meaning,
+        )
+        for one in SETTINGS.values()
+    ]
 
 
 def test_the_exit_codes() -> None:

@@ -1,0 +1,236 @@
+"""The wizard around its questions: where answers come from, the network, hooks, and the disks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from p2v_sync.device.machine import Machine, Nic
+from p2v_sync.errors import ConnectFailed, Interrupted, P2vError, PreseedError, SourceMissing
+from p2v_sync.units import GIB
+from p2v_sync.wizard import live, network
+from p2v_sync.wizard.flow import DiskChoice, Situation
+from p2v_sync.wizard.settings import Value
+from p2v_sync.wizard.situation import default_name
+from p2v_sync.wizard.together import Contents
+
+DISKS = (DiskChoice("sda", GIB, ""), DiskChoice("nvme0n1", GIB, ""))
+ONLINE = Situation(hostname="web", disks=DISKS, is_online=True)
+
+
+# Network.
+
+
+def commands(values: dict[str, Value], *interfaces: str) -> list[str]:
+    return [" ".join(argv) for argv in network.commands(values, interfaces)]
+
+
+def test_nothing_is_done_to_a_network_that_is_up() -> None:
+    assert commands({"network.mode": "none"}, "eno1") == []
+    assert commands({}, "eno1") == []
+
+
+def test_dhcp_on_the_first_interface_or_the_named_one() -> None:
+    assert commands({"network.mode": "dhcp"}, "eno1", "eno2") == [
+        "ip link set eno1 up",
+        "dhclient -1 -v eno1",
+    ]
+    named: dict[str, Value] = {"network.mode": "dhcp", "network.interface": "eno2"}
+    assert commands(named, "eno1", "eno2")[-1] == "dhclient -1 -v eno2"
+
+
+def test_a_static_address_on_a_vlan_of_a_bond() -> None:
+    values: dict[str, Value] = {
+        "network.mode": "static",
+        "network.bond": ("eno1", "eno2"),
+        "network.vlan": 7,
+        "network.address": "192.0.2.7/24",
+        "network.gateway": "192.0.2.1",
+    }
+    assert commands(values, "eno1", "eno2", "eno3") == [
+        "ip link add p2vbond type bond mode active-backup miimon 100",
+        "ip link set eno1 down",
+        "ip link set eno1 master p2vbond",
+        "ip link set eno2 down",
+        "ip link set eno2 master p2vbond",
+        "ip link set p2vbond up",
+        "ip link add link p2vbond name p2vbond.7 type vlan id 7",
+        "ip link set p2vbond.7 up",
+        "ip address replace 192.0.2.7/24 dev p2vbond.7",
+        "ip route replace default via 192.0.2.1 dev p2vbond.7",
+    ]
+
+
+# Answers beforehand.
+
+
+def test_the_kernel_command_line_is_stronger_than_the_preseed(tmp_path: Path) -> None:
+    preseed = tmp_path / "p.toml"
+    preseed.write_text('target = "a:/x"\nname = "web"\n')
+    given = live.gather(preseed, "quiet p2v.target=b:/y p2v.auto")
+    assert given.problem is None
+    assert given.values == {"target": "b:/y", "name": "web", "auto": True}
+    assert given.is_alone
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ('traget = "x"\n[hooks]\nfail = "true"\n', "", "p.toml:1: there is no traget"),
+        ('[hooks]\nfail = "true"\n', "p2v.polst=reboot", "kernel command line: there is no polst"),
+        ('[hooks]\nfail = "true"\n', "p2v.login.token=x", "must not stand there"),
+    ],
+)
+def test_what_is_wrong_beforehand_fires_the_fail_hook(
+    tmp_path: Path, text: str, line: str, says: str, hooks: list[str]
+) -> None:
+    preseed = tmp_path / "p.toml"
+    preseed.write_text(text)
+    given = live.gather(preseed, line)
+    with pytest.raises(PreseedError, match=says):
+        live.with_hooks(given.values, session(given).values, no_work)
+    assert hooks == ["fail 6"]
+
+
+def test_a_preseed_that_is_not_there(tmp_path: Path) -> None:
+    assert "there is no" in str(live.gather(tmp_path / "none.toml", "").problem)
+
+
+# Hooks.
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hooks that ran, by name, with the status they were told."""
+    ran: list[str] = []
+
+    def capture(argv: list[str], **_: object) -> str:
+        told = dict(each.split("=", 1) for each in argv[1:-3])
+        ran.append(f"{names[argv[-1]]} {told.get('P2V_STATUS', '')}".strip())
+        return ""
+
+    names = {"true": "fail", "p": "pre", "q": "post"}
+    monkeypatch.setattr("p2v_sync.wizard.live.run.capture", capture)
+    return ran
+
+
+def session(given: live.Given, situation: Situation = ONLINE) -> live.Session:
+    return live.Session(given, lambda: situation, lambda: None)
+
+
+def no_work(values: dict[str, Value]) -> None:
+    del values
+
+
+HOOKED: dict[str, Value] = {"hooks.pre": "p", "hooks.post": "q", "hooks.fail": "true"}
+
+
+def failing(error: Exception) -> Callable[[dict[str, Value]], None]:
+    def work(values: dict[str, Value]) -> None:
+        del values
+        raise error
+
+    return work
+
+
+def test_the_hooks_of_a_run_that_succeeds(hooks: list[str]) -> None:
+    values = {**HOOKED, "post": "poweroff"}
+    assert live.with_hooks(HOOKED, lambda: dict(values), no_work) == values
+    assert hooks == ["pre", "post"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ConnectFailed("gone"), 31), (ZeroDivisionError("a bug"), 1)]
+)
+def test_the_fail_hook_of_a_run_that_fails(error: Exception, status: int, hooks: list[str]) -> None:
+    with pytest.raises(type(error)):
+        live.with_hooks(HOOKED, lambda: HOOKED, failing(error))
+    assert hooks == ["pre", f"fail {status}"]
+
+
+def test_leaving_is_no_failure(hooks: list[str]) -> None:
+    with pytest.raises(Interrupted):
+        live.with_hooks(HOOKED, lambda: HOOKED, failing(Interrupted("left")))
+    assert hooks == ["pre"]
+
+
+def test_a_machine_without_disks_fires_the_fail_hook(hooks: list[str]) -> None:
+    given = live.gather(None, 'p2v.auto p2v.target=h:/d "p2v.hooks.fail=true"')
+    alone = session(given, Situation(is_online=True))
+    with pytest.raises(SourceMissing, match="no disk that could be copied"):
+        live.with_hooks(given.values, alone.values, no_work)
+    assert hooks == ["fail 14"]
+
+
+def test_a_machine_without_network_fires_the_fail_hook(
+    hooks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2v_sync.wizard.live.interface_names", list)
+    given = live.gather(None, 'p2v.auto p2v.target=h:/d p2v.network=dhcp "p2v.hooks.fail=true"')
+    with pytest.raises(P2vError, match="no network interface"):
+        live.with_hooks(given.values, session(given).values, no_work)
+    assert hooks == ["fail 38"]
+
+
+# Disks and names.
+
+
+def test_a_disk_that_is_not_there_is_named_before_anything_is_done() -> None:
+    with pytest.raises(PreseedError, match="there is no disk sdz"):
+        live.sources_of({"disks": ("sda", "sdz")}, ONLINE)
+    assert live.sources_of({"disks": ("all",)}, ONLINE) == (Path("/dev/sda"), Path("/dev/nvme0n1"))
+
+
+def lsblk(**disks: tuple[str, str]) -> str:
+    """One partition on each: (type, UUID)."""
+    return json.dumps(
+        {
+            "blockdevices": [
+                {"name": name, "children": [{"name": f"{name}1", "fstype": kind, "uuid": uuid}]}
+                for name, (kind, uuid) in disks.items()
+            ]
+        }
+    )
+
+
+def test_members_of_an_array_and_of_a_volume_group_are_kept_together() -> None:
+    raid, lvm = "linux_raid_member", "LVM2_member"
+    said = lsblk(sda=(raid, "A"), sdb=(raid, "A"), sdc=(lvm, "c"), sdd=(lvm, "d"), sde=("xfs", "e"))
+    volumes = [{"pv_name": f"/dev/sd{each}1", "vg_name": "vg0"} for each in "cd"]
+    contents = Contents(said, json.dumps({"report": [{"pv": volumes}]}))
+    kept = {name: contents.kept_with(name) for name in ("sda", "sdb", "sdc", "sdd", "sde")}
+    assert kept == {"sda": ("sdb",), "sdb": ("sda",), "sdc": ("sdd",), "sdd": ("sdc",), "sde": ()}
+    assert contents.kinds["sde"] == ["xfs"]
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{}", '{"blockdevices": [7]}', "{"])
+def test_without_an_answer_of_lsblk_nothing_is_known(said: str) -> None:
+    assert Contents(said, said).kept_with("sda") == ()
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        (Machine(hostname="web01"), "web01"),
+        (
+            Machine(
+                hostname="p2v-live",
+                dmi={"product_name": "PowerEdge R720", "product_serial": "4F5G6H"},
+            ),
+            "PowerEdge_R720-4F5G6H",
+        ),
+        (
+            Machine(
+                hostname="p2v-live",
+                dmi={"product_name": "Standard PC (Q35 + ICH9, 2009)"},
+                nics=(Nic("eno2", "52:54:00:00:00:02"), Nic("eno1", "52:54:00:00:00:01")),
+            ),
+            "Standard_PC-525400000001",
+        ),
+    ],
+)
+def test_the_same_machine_is_called_the_same_after_the_next_boot(
+    machine: Machine, name: str
+) -> None:
+    assert default_name(machine) == name
