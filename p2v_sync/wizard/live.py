@@ -48,7 +48,10 @@ def log_to(path: Path) -> None:
     with contextlib.suppress(OSError):
         handler = logging.FileHandler(path)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
+        root = logging.getLogger()
+        for shown in root.handlers:  # the terminal says no more than before
+            shown.setLevel(root.level)
+        root.addHandler(handler)
         logging.getLogger("p2v_sync").setLevel(logging.DEBUG)
 
 
