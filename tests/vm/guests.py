@@ -159,6 +159,8 @@ def _furnish(tree: Path, recipe: Recipe) -> None:
     if any(path.endswith(".network") for path in recipe.files):
         units.append("systemd-networkd.service")
     _in_tree(tree, ["systemctl", "enable", *units])
+    # Five more login prompts, where there is no D-Bus to start them when they are wanted.
+    _in_tree(tree, ["systemctl", "mask", "getty-static.service"])
     _in_tree(tree, ["update-initramfs", "-u", "-k", "all"])
     _fill(tree, recipe)
 
@@ -171,14 +173,14 @@ def _in_tree(tree: Path, argv: Sequence[str]) -> str:
 
 
 def _fill(tree: Path, recipe: Recipe) -> None:
-    """Random files, and the manifest of them and of the programs."""
+    """Random files, and the manifest of them and of the system's programs."""
     chance = random.Random(recipe.name)
     data = tree / "srv" / "data"
     data.mkdir()
     for number in range(recipes.DATA_FILES):
         (data / f"{number}.bin").write_bytes(chance.randbytes(recipes.DATA_SIZE))
     lines = []
-    for directory in (data, tree / "usr" / "bin", tree / "usr" / "sbin"):
+    for directory in (data, tree / "usr" / "sbin"):
         for file in sorted(directory.iterdir()):
             if file.is_file() and not file.is_symlink():
                 digest = hashlib.sha256(file.read_bytes()).hexdigest()

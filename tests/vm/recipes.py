@@ -22,7 +22,7 @@ LEFT_OUT = (
 )
 MIB = 1 << 20
 DISK_SIZE = 2560 * MIB
-DATA_FILES, DATA_SIZE = 48, 2 * MIB  # random, beside the system's own files
+DATA_FILES, DATA_SIZE = 48, MIB  # random, beside the system's own files
 MACHINE_ID = "5d0c43bd0f4a4a0c9f7d1a2b3c4d5e6f"
 
 # What the guest tells, and the commands that say it.  It waits until nothing more is to be started.
@@ -32,13 +32,13 @@ _TOLD = {
     "root": "findmnt --noheadings --output SOURCE /",
     "swap": "swapon --show=NAME --noheadings | xargs",
     "mounts": "findmnt --real --list --noheadings --output TARGET | xargs",
-    "state": "cat /run/state",
+    "state": "echo $state",
     "failed": "systemctl list-units --failed --plain --no-legend | cut -d ' ' -f 1 | xargs",
     "damaged": "(cd / && sha256sum --check --quiet /etc/manifest 2>&1 || echo bad) | xargs",
 }
 _STRINGS = ",".join(f'\\"{name}\\":\\"$({command})\\"' for name, command in _TOLD.items())
 REPORT = f"""#!/bin/sh
-systemctl is-system-running --wait >/run/state
+while state=$(systemctl is-system-running); [ "$state" = starting ]; do sleep 2; done
 line="{_STRINGS},\\"links\\":$(ip -json address)"
 printf '\\n{{%s}}\\n' "$line" >/dev/ttyS1
 systemctl poweroff --force
@@ -77,7 +77,7 @@ sleep 60
 GRUB_DEFAULTS = """GRUB_DEFAULT=0
 GRUB_TIMEOUT=1
 GRUB_DISTRIBUTOR=Debian
-GRUB_CMDLINE_LINUX_DEFAULT=""
+GRUB_CMDLINE_LINUX_DEFAULT="quiet"
 GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200n8"
 """
 
