@@ -18,6 +18,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	libxxhash0 libzstd1 \
 	iproute2 \
 	user-mode-linux dmsetup kmod \
+	dialog tmux \
 	pandoc groff-base
 # Debian guests are made with these, and booted: their kernel and GRUB are downloaded once.
 E2E_PACKAGES := mmdebstrap debian-archive-keyring zstd \

@@ -30,6 +30,12 @@ def _on_the_terminal() -> Iterator[None]:
         os.close(elsewhere)
 
 
+def _clear() -> None:
+    """What comes next is no page, and dialog leaves its last one behind."""
+    with contextlib.suppress(OSError), open("/dev/tty", "wb") as terminal:
+        terminal.write(b"\x1b[H\x1b[2J")
+
+
 class Screens:
     """Satisfies ``conversation.Front`` and ``transport.ask.Ask``.  Raises CommandError."""
 
@@ -47,6 +53,9 @@ class Screens:
                 code, reply = self._ask(page, options)
         except DialogError as error:
             raise CommandError(f"dialog failed: {error}") from error
+        is_last = isinstance(page, Confirm) if code == self._dialog.OK else not can_go_back
+        if is_last:
+            _clear()
         if code == self._dialog.OK:
             return tuple(reply) if isinstance(reply, list) else reply
         if can_go_back:
@@ -81,9 +90,11 @@ class Screens:
     def secret(self, prompt: str) -> str:
         with _on_the_terminal():
             code, reply = self._dialog.passwordbox(prompt, insecure=True, width=_WIDTH, height=10)
+        _clear()
         return str(reply) if code == self._dialog.OK else ""
 
     def confirm(self, question: str) -> bool:
         with _on_the_terminal():
             code = self._dialog.yesno(question, width=_WIDTH, height=12, defaultno=True)
+        _clear()
         return bool(code == self._dialog.OK)
