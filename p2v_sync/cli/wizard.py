@@ -50,7 +50,8 @@ def wizard(preseed: Path | None, answers_only: bool, state_dir: Path | None) -> 
         return
 
     def work(values: dict[str, Value]) -> None:
-        _run(session, values, state_dir or default_state_dir())
+        named = Path(str(values["state"])) if "state" in values else default_state_dir()
+        _run(session, values, state_dir or named)
 
     values = live.with_hooks(given.values, session.values, work)
     click.echo(f"All went well.  {values['target']} has it as {values['name']}.")

@@ -141,6 +141,13 @@ def _addresses(value: Any) -> tuple[str, ...]:
     return tuple(_address(each) for each in given)
 
 
+def _directory(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise ValueError("must be a directory, from / on")
+    return text
+
+
 def _url(value: Any) -> str:
     text = _text(value)
     if urlsplit(text).scheme not in ("http", "https") or not urlsplit(text).hostname:
@@ -175,7 +182,7 @@ _SETTINGS = (
     Setting("auto", _truth, "Ask nothing; stop and run the fail hook when an answer is missing"),
     Setting("config", _url, "URL of a preseed with further answers"),
     Setting("post", _one_of(*ENDS), "What happens at the end: poweroff, reboot or shell"),
-    Setting("state", _text, "Where the ledger is kept: a directory, or LABEL=stick"),
+    Setting("state", _directory, "Directory of the ledger; without it, it is in memory"),
     Setting("network.mode", _one_of("dhcp", "static", "none"), "How the live system gets online"),
     Setting("network.interface", _interface, "The interface, where there are several"),
     Setting("network.address", _network_address, "Static: address and prefix, 192.0.2.7/24"),

@@ -204,6 +204,13 @@ def test_members_of_an_array_and_of_a_volume_group_are_kept_together() -> None:
     assert contents.kinds["sde"] == ["xfs"]
 
 
+def test_sets_that_share_a_disk_are_one() -> None:
+    raid = "linux_raid_member"
+    one = json.loads(lsblk(sda=(raid, "A"), sdb=(raid, "A"), sdc=(raid, "B")))
+    one["blockdevices"][1]["children"].append({"name": "sdb2", "fstype": raid, "uuid": "B"})
+    assert Contents(json.dumps(one)).kept_with("sda") == ("sdb", "sdc")
+
+
 @pytest.mark.parametrize("said", ["", "[]", "{}", '{"blockdevices": [7]}', "{"])
 def test_without_an_answer_of_lsblk_nothing_is_known(said: str) -> None:
     assert Contents(said, said).kept_with("sda") == ()
