@@ -53,7 +53,7 @@ def wizard(preseed: Path | None, answers_only: bool, state_dir: Path | None) -> 
         named = Path(str(values["state"])) if "state" in values else default_state_dir()
         _run(session, values, state_dir or named)
 
-    values = live.with_hooks(given.values, session.values, work)
+    values = live.with_hooks(session.given, session.values, work)
     click.echo(f"All went well.  {values['target']} has it as {values['name']}.")
     live.end(values)
 

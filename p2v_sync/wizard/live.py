@@ -27,7 +27,6 @@ from p2v_sync.wizard.answers import (
     Answer,
     Found,
     merge,
-    parse_preseed,
     read_kernel_command_line,
     read_preseed,
 )
@@ -103,7 +102,8 @@ def _read(path: Path) -> bytes:
 def with_fetched(given: Given) -> Given:
     """With the answers at the URL ``config``; needs the network.  Raises PreseedError.
 
-    They come behind the kernel command line's and before the medium's.
+    They come behind the kernel command line's and before the medium's.  What is wrong with them is
+    in ``problem``.
     """
     url = given.values.get("config")
     if url is None:
@@ -116,7 +116,8 @@ def with_fetched(given: Given) -> Given:
     typed = {
         key: answer for key, answer in given.answers.items() if answer.origin == KERNEL_COMMAND_LINE
     }
-    return Given(merge(typed, parse_preseed(data, str(url)), given.answers))
+    fetched = read_preseed(data, str(url))
+    return Given(merge(typed, fetched.answers, given.answers), fetched.problem)
 
 
 class Session:
@@ -134,8 +135,7 @@ class Session:
 
     def values(self) -> dict[str, Value]:
         """All answers.  Raises Interrupted, DeviceError, NetworkError, PreseedError."""
-        if self._given.problem is not None:
-            raise self._given.problem
+        self._check_given()
         self.situation = self._look()
         if not self.situation.disks:
             raise SourceMissing(
@@ -145,12 +145,21 @@ class Session:
         if self._given.values.get("config"):
             self._bring_up(self._alone_network())
             self._given = with_fetched(self._given)
+            self._check_given()
         if "disks" in self._given.values:
             sources_of(self._given.values, self.situation)
         self.screen = None if self._given.is_alone else self._make_screen()
         if self.screen is None:
             return self._alone()
         return converse(self.screen, self._given.values, self.situation, self._check)
+
+    def given(self) -> dict[str, Value]:
+        """What was answered beforehand, as far as it is known by now."""
+        return self._given.values
+
+    def _check_given(self) -> None:
+        if self._given.problem is not None:
+            raise self._given.problem
 
     def _alone(self) -> dict[str, Value]:
         values = answer_alone(self._given.values, self.situation)
@@ -264,13 +273,14 @@ Work = Callable[[dict[str, Value]], None]
 
 
 def with_hooks(
-    given: Mapping[str, Value], take_values: Callable[[], dict[str, Value]], work: Work
+    given: Callable[[], Values], take_values: Callable[[], dict[str, Value]], work: Work
 ) -> dict[str, Value]:
     """``work`` between its hooks; the fail hook on every failure but the operator's leaving.
 
-    Returns all values.  The fail hook's own failure is only logged.
+    ``given``: what is known when there are no values yet.  Returns all values.  The fail hook's
+    own failure is only logged.
     """
-    values: dict[str, Value] = dict(given)
+    values: dict[str, Value] = {}
     try:
         values = take_values()
         remember_host_key(values)
@@ -280,6 +290,7 @@ def with_hooks(
     except Interrupted:
         raise
     except Exception as error:
+        values = values or dict(given())
         status = error.exit_code if isinstance(error, P2vError) else 1
         log.error("failed with status %d: %s", status, error)
         try:

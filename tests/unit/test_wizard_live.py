@@ -1,5 +1,6 @@
 """The wizard around its questions: where answers come from, the network, hooks, and the disks."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_what_is_wrong_beforehand_fires_the_fail_hook(
     preseed.write_text(text)
     given = live.gather(preseed, line)
     with pytest.raises(PreseedError, match=says):
-        live.with_hooks(given.values, session(given).values, no_work)
+        through(session(given))
     assert hooks == ["fail 6"]
 
 
@@ -119,6 +120,10 @@ def session(given: live.Given, situation: Situation = ONLINE) -> live.Session:
     return live.Session(given, lambda: situation, lambda: None)
 
 
+def through(wizard: live.Session) -> None:
+    live.with_hooks(wizard.given, wizard.values, no_work)
+
+
 def no_work(values: dict[str, Value]) -> None:
     del values
 
@@ -136,7 +141,7 @@ def failing(error: Exception) -> Callable[[dict[str, Value]], None]:
 
 def test_the_hooks_of_a_run_that_succeeds(hooks: list[str]) -> None:
     values = {**HOOKED, "post": "poweroff"}
-    assert live.with_hooks(HOOKED, lambda: dict(values), no_work) == values
+    assert live.with_hooks(HOOKED.copy, lambda: dict(values), no_work) == values
     assert hooks == ["pre", "post"]
 
 
@@ -145,13 +150,13 @@ def test_the_hooks_of_a_run_that_succeeds(hooks: list[str]) -> None:
 )
 def test_the_fail_hook_of_a_run_that_fails(error: Exception, status: int, hooks: list[str]) -> None:
     with pytest.raises(type(error)):
-        live.with_hooks(HOOKED, lambda: HOOKED, failing(error))
+        live.with_hooks(HOOKED.copy, lambda: HOOKED, failing(error))
     assert hooks == ["pre", f"fail {status}"]
 
 
 def test_leaving_is_no_failure(hooks: list[str]) -> None:
     with pytest.raises(Interrupted):
-        live.with_hooks(HOOKED, lambda: HOOKED, failing(Interrupted("left")))
+        live.with_hooks(HOOKED.copy, lambda: HOOKED, failing(Interrupted("left")))
     assert hooks == ["pre"]
 
 
@@ -159,7 +164,7 @@ def test_a_machine_without_disks_fires_the_fail_hook(hooks: list[str]) -> None:
     given = live.gather(None, 'p2v.auto p2v.target=h:/d "p2v.hooks.fail=true"')
     alone = session(given, Situation(is_online=True))
     with pytest.raises(SourceMissing, match="no disk that could be copied"):
-        live.with_hooks(given.values, alone.values, no_work)
+        through(alone)
     assert hooks == ["fail 14"]
 
 
@@ -169,8 +174,23 @@ def test_a_machine_without_network_fires_the_fail_hook(
     monkeypatch.setattr("p2v_sync.wizard.live.interface_names", list)
     given = live.gather(None, 'p2v.auto p2v.target=h:/d p2v.network=dhcp "p2v.hooks.fail=true"')
     with pytest.raises(P2vError, match="no network interface"):
-        live.with_hooks(given.values, session(given).values, no_work)
+        through(session(given))
     assert hooks == ["fail 38"]
+
+
+@pytest.mark.parametrize("text", ['disks = ["sdz"]', "dikss = 1"])
+def test_what_is_wrong_with_a_fetched_preseed_fires_its_own_fail_hook(
+    text: str, hooks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def urlopen(url: str, timeout: float) -> io.BytesIO:
+        del url, timeout
+        return io.BytesIO(f'{text}\n[hooks]\nfail = "true"\n'.encode())
+
+    monkeypatch.setattr("p2v_sync.wizard.live.urllib.request.urlopen", urlopen)
+    given = live.gather(None, "p2v.auto p2v.config=http://h/p.toml p2v.target=h:/d")
+    with pytest.raises(PreseedError):
+        through(session(given))
+    assert hooks == ["fail 6"]
 
 
 # Disks and names.
