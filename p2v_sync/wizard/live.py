@@ -292,7 +292,7 @@ def with_hooks(
     except Exception as error:
         values = values or dict(given())
         status = error.exit_code if isinstance(error, P2vError) else 1
-        log.error("failed with status %d: %s", status, error)
+        log.info("failed with status %d: %s", status, error)
         try:
             told = {"P2V_ERROR": str(error), "P2V_STATUS": str(status)}
             hook(values, "fail", {**_told(values), **told})
