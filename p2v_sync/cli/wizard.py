@@ -12,6 +12,7 @@ from p2v_sync.cli.ask import terminal_ask
 from p2v_sync.cli.options import PATH, state_option
 from p2v_sync.cli.render import describe, make_renderer
 from p2v_sync.device.attributes import PROC, read_text
+from p2v_sync.errors import ConfigError
 from p2v_sync.events import Event
 from p2v_sync.state.paths import default_state_dir
 from p2v_sync.wizard import live
@@ -63,6 +64,12 @@ def _screens() -> Screens | None:
 
 
 def _run(session: live.Session, values: dict[str, Value], state_dir: Path) -> None:
+    """Start what ``action`` says.  Raises ConfigError for what the wizard can't do."""
+    if values["action"] != "sync":
+        raise ConfigError(
+            f"the wizard can't {values['action']}, only sync",
+            hint="choose sync; convert the copy afterwards",
+        )
     renderer = make_renderer(as_json=False)
 
     def observe(event: Event) -> None:
