@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from p2v_sync.errors import FixupError, GuestFileError
-from p2v_sync.fixup.draft import Appended, Content, Directory, Edit, Link, State
+from p2v_sync.fixup.draft import Appended, Content, Directory, Edit, Link, State, renames_in
 from p2v_sync.fixup.manifest import MANIFEST, Done, Manifest, Run, Witness, digest, witness
 from p2v_sync.fixup.tree import TEXT_MOST, Status, Tree, split
 from p2v_sync.units import MIB
@@ -193,7 +193,7 @@ def _labels(edits: Iterable[Done]) -> Labels:
 
 
 def _carry_out(tree: Tree, steps: Sequence[Edit], labels: Labels) -> None:
-    renames = _renames(steps)
+    renames = renames_in(steps)
     begun: list[Edit] = []
     try:
         for edit in steps:
@@ -224,21 +224,6 @@ def _undo(tree: Tree, begun: list[Edit], renames: Mapping[str, str], labels: Lab
         except (OSError, FixupError):
             left.append(edit.path)
     return left
-
-
-def _renames(edits: Sequence[Edit]) -> dict[str, str]:
-    """From → to: what goes here and comes there, in one directory, keeps all it has."""
-    gone = {}
-    for edit in edits:
-        if isinstance(edit.before, Content | Link) and edit.after is None:
-            gone[split(edit.path)[0], edit.before] = edit.path
-    found = {}
-    for edit in edits:
-        if edit.before is None and isinstance(edit.after, Content | Link):
-            old = gone.pop((split(edit.path)[0], edit.after), None)
-            if old is not None:
-                found[old] = edit.path
-    return found
 
 
 def _rename(tree: Tree, path: str, to: str) -> None:
