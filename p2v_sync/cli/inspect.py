@@ -128,7 +128,7 @@ def _linux(guest: Guest) -> Iterator[Row]:
 
 
 def _boot_loader(loader: BootLoader) -> str:
-    entries = f" ({len(loader.entries)} entries)" if loader.entries else ""
+    entries = f"  (entries: {len(loader.entries)})" if loader.entries else ""
     return f"{loader.kind}  {loader.config}{entries}"
 
 

@@ -41,11 +41,10 @@ def point_of(mount: Mount) -> str:
 
 def is_on_disk(mount: Mount) -> bool:
     """Whether a volume of the guest's own disks is meant."""
-    if mount.kind in _ELSEWHERE or "_netdev" in mount.options.split(","):
+    if set(mount.kind.split(",")) <= _ELSEWHERE or "_netdev" in mount.options.split(","):
         return False
     spec = mount.spec.upper() if "=" in mount.spec else mount.spec
-    is_device = spec.startswith("/dev/") and not _REMOVABLE.match(spec)
-    return is_device or spec.startswith(_TAGS)
+    return spec.startswith(("/dev/", *_TAGS)) and not _REMOVABLE.match(spec)
 
 
 def quota_options(options: Iterable[str]) -> str:
@@ -66,7 +65,8 @@ def read(reader: Reader, storage: Storage) -> tuple[Mount, ...]:
     mounts = []
     for mount in parse(reader.text("/etc/fstab")):
         volume = names.resolve(mount.spec, storage) if is_on_disk(mount) else None
-        if volume is None and storage.is_complete and is_on_disk(mount):
+        is_missed = volume is None and is_on_disk(mount) and not mount.point.startswith("/media/")
+        if is_missed and storage.is_complete:
             reader.note(f"fstab: {shown(mount.spec)} ({shown(mount.point)}) is on no disk here")
         mounts.append(replace(mount, device=volume.device if volume else ""))
     return tuple(mounts)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from p2v_sync.fixup.guest import BootEntry
 from p2v_sync.fixup.inspect.locate import Locator
@@ -68,7 +68,8 @@ def grub2_entry(reader: Reader, config: str, locator: Locator) -> BootEntry | No
         items = item.items if item.is_menu else []
     if not item.title or item.is_menu:
         return None
-    return _entry(item, config, locator)
+    entry = _entry(item, config, locator)
+    return replace(entry, options=expanded(entry.options, variables(reader, config)))
 
 
 def _chosen(items: list[_Item], wanted: str) -> _Item:

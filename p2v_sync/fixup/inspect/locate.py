@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from p2v_sync.fixup.inspect.reader import Reader, joined, path_of
 
 _DEVICE = re.compile(r"^\([^)]*\)|^\$root(?=/)")
-_DEEP = 4  # subvolumes that may stand before a path
+_DEEP = 8  # subvolumes that may stand before a path
 
 
 class Locator:
