@@ -1,106 +1,70 @@
-"""What kind of system a tree is."""
+"""What a guest is: found out by looking at its files, and never an error.
 
-import re
+What can't be found out is a line in ``Guest.problems``.
+"""
 
 from p2v_sync.device.machine import Machine
 from p2v_sync.device.storage import Storage
-from p2v_sync.errors import FixupError
-from p2v_sync.fixup.guest import (
-    BootLoader,
-    Distribution,
-    Family,
-    Generator,
-    Guest,
-    Init,
-    LoaderKind,
+from p2v_sync.fixup.guest import Guest
+from p2v_sync.fixup.inspect import (
+    architecture,
+    distribution,
+    entries,
+    firmware,
+    fstab,
+    kernels,
+    loaders,
+    network,
+    system,
+    windows,
 )
-from p2v_sync.fixup.shell_file import value_of
+from p2v_sync.fixup.inspect.locate import Locator
+from p2v_sync.fixup.inspect.reader import Reader
 from p2v_sync.fixup.tree import Tree
 
-_LOADERS = {
-    LoaderKind.GRUB_LEGACY: ("/boot/grub/menu.lst", "/boot/grub/grub.conf"),
-    LoaderKind.EXTLINUX: ("/boot/extlinux/extlinux.conf", "/extlinux.conf"),
-    LoaderKind.ELILO: ("/etc/elilo.conf",),
-    LoaderKind.LILO: ("/etc/lilo.conf",),
-}
-_FAMILIES = {
-    "debian": Family.DEBIAN,
-    "ubuntu": Family.DEBIAN,
-    "fedora": Family.FEDORA,
-    "rhel": Family.RHEL,
-    "centos": Family.RHEL,
-    "sles": Family.SUSE,
-    "suse": Family.SUSE,
-    "arch": Family.ARCH,
-}
-_GENERATORS = {
-    "/sbin/nash": Generator.MKINITRD_RH,
-    "/usr/bin/mkinitcpio": Generator.MKINITCPIO,
-    "/usr/sbin/update-initramfs": Generator.INITRAMFS_TOOLS,
-    "/usr/bin/dracut": Generator.DRACUT,
-    "/sbin/dracut": Generator.DRACUT,
-    "/lib/mkinitrd": Generator.MKINITRD_SUSE,
-}
-_RELEASE = re.compile(r"(?:Red Hat|CentOS).*? release (\d+(?:\.\d+)?)")
+_HIBERNATED = "swsuspend"  # as blkid calls swap space with an image in it
 
 
 def inspect(tree: Tree, storage: Storage, machine: Machine) -> Guest:
-    """What is at ``tree``.  Raises FixupError when it is no system."""
-    del storage, machine
-    if not _is(tree, "/etc"):
-        raise FixupError(
-            f"{tree.root} has no /etc, so it is no guest's root",
-            hint="name the directory where the guest's root file system is",
-        )
+    """All but ``Kernel.drivers``, which takes looking into the initramfs.
+
+    Raises FixupError when this kernel has no openat2(2), and for nothing that the guest holds.
+    """
+    reader = Reader(tree)
+    found = windows.find_windows(reader, storage)
+    if found is None:
+        return _linux(reader, storage, machine)
+    program = reader.without_case(f"{found.root}/explorer.exe")
     return Guest(
-        distribution=_distribution(tree),
-        init=Init.SYSTEMD
-        if _is(tree, "/lib/systemd/systemd") or _is(tree, "/usr/lib/systemd/systemd")
-        else Init.UNKNOWN,
-        boot_loaders=tuple(_boot_loaders(tree)),
-        generator=next(
-            (kind for path, kind in _GENERATORS.items() if _is(tree, path)), Generator.OTHER
-        ),
+        architecture=architecture.windows_architecture(reader, program),
+        firmware=firmware.find_firmware(reader, storage, machine, (), ()),
+        is_hibernated=found.is_hibernated,
+        windows=found,
+        problems=tuple(reader.problems),
     )
 
 
-def _is(tree: Tree, path: str) -> bool:
-    try:
-        tree.status(path)
-    except (FileNotFoundError, FixupError):
-        return False
-    return True
-
-
-def _text(tree: Tree, path: str) -> str:
-    try:
-        return tree.read(path).decode("latin-1")
-    except (FileNotFoundError, FixupError):
-        return ""
-
-
-def _distribution(tree: Tree) -> Distribution:
-    text = _text(tree, "/etc/os-release")
-    if name := value_of(text, "ID"):
-        return Distribution(
-            _FAMILIES.get(name, Family.OTHER), name, value_of(text, "VERSION_ID") or ""
-        )
-    if found := _RELEASE.match(_text(tree, "/etc/redhat-release")):
-        return Distribution(Family.RHEL, "rhel", found[1])
-    return Distribution()
-
-
-def _boot_loaders(tree: Tree) -> list[BootLoader]:
-    found = []
-    directory = "/boot/loader/entries"
-    names = tree.names(directory) if _is(tree, directory) else []
-    entries = tuple(f"{directory}/{name}" for name in names if name.endswith(".conf"))
-    for path in ("/boot/grub2/grub.cfg", "/boot/grub/grub.cfg"):
-        if _is(tree, path):
-            kind = LoaderKind.GRUB2_BLS if entries else LoaderKind.GRUB2
-            found.append(BootLoader(kind, path, entries))
-    if entries and not found:
-        found.append(BootLoader(LoaderKind.SYSTEMD_BOOT, "/boot/loader/loader.conf", entries))
-    for kind, paths in _LOADERS.items():
-        found += [BootLoader(kind, path) for path in paths[:1] if _is(tree, path)]
-    return found
+def _linux(reader: Reader, storage: Storage, machine: Machine) -> Guest:
+    mounts = fstab.read(reader, storage)
+    installed = loaders.find_loaders(reader, mounts)
+    locator = Locator(reader, loaders.efi_directories(reader, mounts))
+    entry = entries.default_entry(reader, installed, locator)
+    networks, interfaces = network.find_network(reader)
+    return Guest(
+        distribution=distribution.find_distribution(reader),
+        architecture=architecture.find_architecture(reader),
+        hostname=distribution.hostname_of(reader),
+        firmware=firmware.find_firmware(reader, storage, machine, mounts, installed),
+        init=system.find_init(reader),
+        boot_loaders=installed,
+        kernels=kernels.find_kernels(reader, entry),
+        generator=system.find_generator(reader),
+        mounts=mounts,
+        networks=networks,
+        interfaces=interfaces,
+        selinux=system.find_selinux(reader, entry),
+        is_hibernated=any(volume.kind == _HIBERNATED for volume in storage),
+        uses=system.find_uses(reader, storage, mounts),
+        problems=tuple(reader.problems),
+        default_entry=entry,
+    )
