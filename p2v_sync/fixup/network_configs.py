@@ -84,7 +84,7 @@ class HardwareMatches:
     ) -> Iterator[Finding]:
         """``names``: the section that matches, and where which key has the MAC."""
         section, place, key = names
-        text = nic_names.read_text(draft, path)
+        text = draft.text_or_empty(path)
         found = [
             each
             for each in ini.settings(text)
@@ -105,7 +105,7 @@ class HardwareMatches:
         draft.write(path, with_block(new, self.key, added))
 
     def _edit_netplan(self, draft: Draft, path: str, nics: list[Nic]) -> Iterator[Finding]:
-        text = nic_names.read_text(draft, path)
+        text = draft.text_or_empty(path)
         unclear, has_mac = list[str](), "macaddress:" in text
         newline = newline_of(text)
 
@@ -131,7 +131,7 @@ class HardwareMatches:
 
     def _options(self, draft: Draft) -> Iterator[Finding]:
         tuning = re.compile(r"^\s*(ETHTOOL_OPT|(pre-|post-)?up\s.*ethtool|offload-)", re.MULTILINE)
-        found = [path for path in _files(draft) if tuning.search(nic_names.read_text(draft, path))]
+        found = [path for path in _files(draft) if tuning.search(draft.text_or_empty(path))]
         if found:
             yield Finding(
                 self.key,
@@ -182,7 +182,7 @@ class AbsentNics:
         }
         for interface in interfaces:
             editor = editors.get(interface.stack)
-            text = nic_names.read_text(draft, interface.config) if interface.config else ""
+            text = draft.text_or_empty(interface.config) if interface.config else ""
             new = editor(text, interface.name) if editor and text else text
             if new != text:
                 draft.write(interface.config, new)
@@ -280,9 +280,7 @@ class NetworkChecks:
     )
 
     def plan(self, draft: Draft, _context: Context) -> Iterator[Finding]:
-        texts = {
-            path: _without_comments(nic_names.read_text(draft, path)) for path in _files(draft)
-        }
+        texts = {path: _without_comments(draft.text_or_empty(path)) for path in _files(draft)}
         for pattern, text, hint in self._KINDS:
             kind = re.compile(pattern, re.MULTILINE)
             found = [path for path, content in texts.items() if kind.search(content)]

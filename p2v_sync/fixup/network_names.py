@@ -37,7 +37,7 @@ def rules_file(draft: Draft) -> str:
 def speaks_old_udev(draft: Draft) -> bool:
     """SYSFS{} where ATTR{} came later (udev 098); told by the rules that are there."""
     texts = [
-        nic_names.read_text(draft, path)
+        draft.text_or_empty(path)
         for directory in (_RULES, "/lib/udev/rules.d")
         for path in draft.glob(f"{directory}/*.rules")
     ]
@@ -57,7 +57,7 @@ class PersistentRules:
         is_old = speaks_old_udev(draft)
         taken = dict[str, str]()
         for path in draft.glob(f"{_RULES}/*.rules"):
-            text = nic_names.read_text(draft, path)
+            text = draft.text_or_empty(path)
             dropped, pairs = set[int](), list[tuple[str, str]]()
             for rule in udev_rules.name_rules(text):
                 mac = _address(rule, nics)
@@ -148,7 +148,7 @@ class NicNames:
         path = rules_file(draft)
         if not draft.is_directory(_RULES):
             return
-        text = nic_names.read_text(draft, path)
+        text = draft.text_or_empty(path)
         is_old = speaks_old_udev(draft)
         rules = [udev_rules.written(*pair, is_old=is_old) for pair in names.items()]
         new = with_block(text, OUR_RULES, rules)
@@ -168,7 +168,7 @@ class NicNames:
             return
         for interface in context.guest.interfaces:
             is_ifcfg = interface.stack is NetworkStack.IFCFG_RH and interface.name in names
-            text = nic_names.read_text(draft, interface.config) if is_ifcfg else ""
+            text = draft.text_or_empty(interface.config) if is_ifcfg else ""
             if text and value_of(text, "HWADDR") is None:
                 draft.write(interface.config, with_value(text, "HWADDR", names[interface.name]))
 

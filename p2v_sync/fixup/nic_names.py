@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from p2v_sync.device.machine import Nic
-from p2v_sync.errors import GuestFileError
 from p2v_sync.fixup import ini, udev_rules
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.lines import with_block
@@ -106,14 +105,6 @@ def _wanted(context: Context) -> dict[str, str]:
     return wanted
 
 
-def read_text(draft: Draft, path: str) -> str:
-    """'' for a file that is not there or can't be read: what it could say is then not known."""
-    try:
-        return draft.text(path)
-    except (FileNotFoundError, GuestFileError):
-        return ""
-
-
 # What the guest itself pins
 
 
@@ -121,7 +112,7 @@ def pinned_names(draft: Draft) -> dict[str, str]:
     """MAC → name, of the guest's own rules and .link files, without ours."""
     pinned = dict[str, str]()
     for path in draft.glob("/etc/udev/rules.d/*.rules"):
-        for rule in udev_rules.name_rules(with_block(read_text(draft, path), OUR_RULES, [])):
+        for rule in udev_rules.name_rules(with_block(draft.text_or_empty(path), OUR_RULES, [])):
             if _MAC.fullmatch(rule.address) and not rule.hardware:
                 pinned.setdefault(rule.address, rule.name)
     for text in own_links(draft):
@@ -140,7 +131,7 @@ def own_links(draft: Draft) -> Iterator[str]:
             by_name.setdefault(path.rpartition("/")[2], path)
     for name in sorted(by_name):
         if not name.startswith(OUR_LINK):
-            yield read_text(draft, by_name[name])
+            yield draft.text_or_empty(by_name[name])
 
 
 def link_addresses(text: str) -> list[str]:
@@ -159,7 +150,7 @@ def link_addresses(text: str) -> list[str]:
 def _seen_in_logs(search: _Search) -> Iterator[tuple[str, str]]:
     macs = {nic.mac for nic in search.left}
     for path in _LOGS:
-        for name, mac in _SEEN.findall(read_text(search.draft, path)):
+        for name, mac in _SEEN.findall(search.draft.text_or_empty(path)):
             if name in search.missing and mac.lower() in macs:
                 yield name, mac.lower()
 
