@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from p2v_sync.fixup.draft import Appended, Content, Directory, Draft, Edit, Link
+from p2v_sync.fixup.apply import apply, revert
+from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.plan import Context, Finding, Fixup
 from p2v_sync.fixup.tree import Tree
 
@@ -35,31 +36,28 @@ class PlainGuest:
             for fixup in fixups:
                 with draft.of(fixup.key):
                     findings += fixup.plan(draft, context)
-            draft.edits()
         return draft, findings
 
     def fix(self, context: Context, *fixups: Fixup) -> list[Finding]:
-        """Plan and carry out; what was planned once is not planned again."""
+        """Plan and carry out.  It can be taken back, and what is done is not planned again."""
+        before = self._all()
         draft, findings = self.plan(fixups, context)
-        for edit in draft.edits():
-            self._carry_out(edit)
+        with Tree(self.root) as tree:
+            apply(tree, draft.edits())
+            if draft.edits():
+                revert(tree)
+            assert self._all() == before
+            apply(tree, draft.edits())
         again, _ = self.plan(fixups, context)
         assert again.edits() == []
         assert again.for_initramfs == draft.for_initramfs
         return findings
 
-    def _carry_out(self, edit: Edit) -> None:
-        path = self.at(edit.path)
-        match edit.after:
-            case Content(data):
-                path.unlink(missing_ok=True)
-                path.write_bytes(data)
-            case Appended(length, data):
-                path.write_bytes(path.read_bytes()[:length] + data)
-            case Link(target):
-                path.unlink(missing_ok=True)
-                path.symlink_to(target)
-            case Directory():
-                path.mkdir()
-            case None:
-                path.unlink()
+    def _all(self) -> dict[Path, str | bytes | None]:
+        return {path: _content(path) for path in self.root.rglob("*")}
+
+
+def _content(path: Path) -> str | bytes | None:
+    if path.is_symlink():
+        return str(path.readlink())
+    return path.read_bytes() if path.is_file() else None
