@@ -197,6 +197,13 @@ class Draft:
         """A file's text, byte for byte: one character each (latin-1)."""
         return self.read(path).decode("latin-1")
 
+    def text_or_empty(self, path: str) -> str:
+        """The same; '' for a file that is not there or can't be read."""
+        try:
+            return self.text(path)
+        except (FileNotFoundError, GuestFileError):
+            return ""
+
     def names(self, path: str) -> list[str]:
         """The names in a directory, sorted; none when there is no such directory."""
         try:
