@@ -5,6 +5,7 @@ is there is not named again (over a link, the link would be gone); an archive st
 of four; kernels before 2.6.34 do not shorten a file that is replaced.
 """
 
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from p2v_sync.fixup.guest import Generator
@@ -113,7 +114,9 @@ def archive(contents: Contents, files: Mapping[str, bytes]) -> bytes:
         path = contents.resolve(name)
         entries += [cpio.directory(each) for each in _parents(path) if each not in there]
         there |= {*_parents(path), path}
-        entries.append(cpio.file(path, _not_shorter(contents, path, data)))
+        old = contents.files.get(path)
+        mode = stat.S_IMODE(old.mode) if old is not None and old.is_file else 0o644
+        entries.append(cpio.file(path, _not_shorter(contents, path, data), mode))
     packed = cpio.write(entries)
     if contents.ends_in_lz4:
         # It goes on within the stream: what counts is the offset in what was unpacked.

@@ -68,29 +68,31 @@ def is_possible(drivers: Mapping[str, Driver], found: Ways) -> bool:
     return any(all(drivers.get(name) not in absent for name in way) for way in found)
 
 
+def first_possible(drivers: Mapping[str, Driver], found: Ways) -> tuple[str, ...]:
+    """The first set that is installed; none when there is none."""
+    return next((way for way in found if is_possible(drivers, [way])), ())
+
+
 def compat_bus(drivers: Mapping[str, Driver]) -> Bus:
-    """What the guest finds its disks on as it is; SATA when nothing is known of it."""
-    for bus in (Bus.SATA, Bus.IDE):
-        if is_ready(drivers, _WAYS[bus]):
-            return bus
-    if compat_scsi_model(drivers):
-        return Bus.SCSI
-    others = (Bus.VIRTIO, Bus.SCSI)
-    return next((bus for bus in others if is_ready(drivers, _WAYS[bus])), Bus.SATA)
+    """What the guest finds its disks on as it is; SATA when it does so on nothing."""
+    order = (Bus.SATA, Bus.IDE, Bus.SCSI, Bus.VIRTIO)
+    return next((bus for bus in order if is_ready(drivers, _WAYS[bus])), Bus.SATA)
 
 
-def compat_scsi_model(drivers: Mapping[str, Driver]) -> str:
-    """The emulated SCSI controller that the guest has a driver for; '' for none."""
-    if drivers.get("sd_mod") not in _READY:
-        return ""
-    return next((model for name, model in _SCSI_MODELS.items() if drivers.get(name) in _READY), "")
+def finds_disks(drivers: Mapping[str, Driver]) -> bool:
+    """Whether the guest finds its disks, as it is, on any bus that we have."""
+    return any(is_ready(drivers, way) for way in _WAYS.values())
 
 
-def compat_described(drivers: Mapping[str, Driver]) -> str:
-    """What ``compat_bus`` chooses, as one reads it."""
+def advice(drivers: Mapping[str, Driver]) -> str:
+    """What becomes of a guest that can't have the drivers it needs."""
     bus = compat_bus(drivers)
-    model = compat_scsi_model(drivers) if bus is Bus.SCSI else ""
-    return model or NAMES[bus]
+    if is_ready(drivers, _WAYS[bus]):
+        return f"its disks are connected to {NAMES[bus]} instead"
+    for name, model in _SCSI_MODELS.items():
+        if is_ready(drivers, [(name, "sd_mod")]):
+            return f"connect its disks to the SCSI controller {model}, which it has a driver for"
+    return "make a new initramfs with the guest's own tool before the last pass"
 
 
 def described(target: Target) -> str:

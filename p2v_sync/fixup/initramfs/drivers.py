@@ -17,7 +17,7 @@ _KERNELS_MOST = 5  # the default one first
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
     """A kernel and its initramfs.  ``reason``: why nothing can be added to it."""
 
     kernel: Kernel
@@ -37,24 +37,45 @@ def states(draft: Draft, kernel: Kernel, guest: Guest) -> tuple[Mapping[str, Dri
     For inspection: of ``guest`` only the generator and the boot loaders are looked at.  What can't
     be read has no drivers.
     """
-    look = _look(draft, kernel, guest)
+    look = look_at(draft, kernel, guest)
     return look.drivers, look.reason
 
 
-def _look(draft: Draft, kernel: Kernel, guest: Guest) -> _Look:
+def look_at(draft: Draft, kernel: Kernel, guest: Guest) -> Look:
     installed = modules.installed(draft, kernel)
     if not kernel.initramfs:
-        return _Look(kernel, installed, None, "it has no initramfs that could be added to")
+        return Look(kernel, installed, None, "it has no initramfs that could be added to")
     try:
         data = draft.read(kernel.initramfs, IMAGE_MOST)
     except (FileNotFoundError, GuestFileError) as error:
-        return _Look(kernel, installed, None, f"{kernel.initramfs} can't be read: {error}")
+        return Look(kernel, installed, None, f"{kernel.initramfs} can't be read: {error}")
     contents = examine(data, kernel.version, guest.generator)
     reason = contents.reason
     if any(loader.kind is LoaderKind.LILO for loader in guest.boot_loaders):
         reason = reason or "LILO finds it by its blocks, and would not see what is added"
     reason = f"nothing can be added to {kernel.initramfs}: {reason}" if reason else ""
-    return _Look(kernel, installed, contents, reason)
+    return Look(kernel, installed, contents, reason)
+
+
+def looks(draft: Draft, guest: Guest) -> Iterator[Look]:
+    """At the kernels that may be booted, each initramfs once."""
+    done = set[str]()
+    for kernel in guest.kernels[:_KERNELS_MOST]:
+        if not kernel.modules or kernel.initramfs in done:
+            continue  # a rescue kernel's modules are in its initramfs alone
+        if kernel.initramfs:
+            done.add(kernel.initramfs)
+        yield look_at(draft, kernel, guest)
+
+
+def not_found(key: str, context: Context, look: Look, reason: str) -> Finding:
+    """What it means that a kernel can't have the drivers it needs."""
+    wanted = buses.described(context.target)
+    text = f"kernel {look.kernel.version} would not find its disks on {wanted}: {reason}"
+    if look.kernel is not context.guest.default_kernel:
+        severity = Severity.NOTE if look.kernel.is_rescue else Severity.WARNING
+        return Finding(key, severity, text)
+    return Finding(key, Severity.DOWNGRADE, text, buses.advice(look.drivers))
 
 
 class InitramfsDrivers:
@@ -63,30 +84,24 @@ class InitramfsDrivers:
     key = "F20-initramfs"
 
     def plan(self, draft: Draft, context: Context) -> Iterator[Finding]:
-        done = set[str]()
-        for kernel in context.guest.kernels[:_KERNELS_MOST]:
-            if not kernel.modules or kernel.initramfs in done:
-                continue  # a rescue kernel's modules are in its initramfs alone
-            if kernel.initramfs:
-                done.add(kernel.initramfs)
-            look = _look(draft, kernel, context.guest)
+        for look in looks(draft, context.guest):
             if look.contents is None or look.contents.generator is not Generator.MKINITRD_RH:
                 yield from self._kernel(draft, context, look)
 
-    def _kernel(self, draft: Draft, context: Context, look: _Look) -> Iterator[Finding]:
+    def _kernel(self, draft: Draft, context: Context, look: Look) -> Iterator[Finding]:
         wanted, drivers = buses.ways(context.target), look.drivers
         names: list[str] = []
         if not buses.is_ready(drivers, wanted):
             if not buses.is_possible(drivers, wanted):
-                yield self._not_found(context, look, f"it has no {buses.named(wanted)}")
+                yield not_found(self.key, context, look, f"it has no {buses.named(wanted)}")
             elif look.contents is None:
-                yield self._not_found(context, look, look.reason)
+                yield not_found(self.key, context, look, look.reason)
             else:
                 names = [n for n in buses.WORTH_ADDING if drivers[n] is Driver.MODULE]
         yield from self._add(draft, context, look, names)
 
     def _add(
-        self, draft: Draft, context: Context, look: _Look, names: list[str]
+        self, draft: Draft, context: Context, look: Look, names: list[str]
     ) -> Iterator[Finding]:
         contents = look.contents
         if contents is None:
@@ -104,7 +119,7 @@ class InitramfsDrivers:
         except (FileNotFoundError, GuestFileError, ValueError) as error:
             reason = str(error)
         if reason and names:
-            yield self._not_found(context, look, reason)
+            yield not_found(self.key, context, look, reason)
         elif reason:
             yield Finding(
                 self.key,
@@ -112,21 +127,6 @@ class InitramfsDrivers:
                 f"{look.kernel.initramfs} goes without {', '.join(sorted(files))}: {reason}",
                 "run the guest's own tool for it once the virtual machine is up",
             )
-
-    def _not_found(self, context: Context, look: _Look, reason: str) -> Finding:
-        version = look.kernel.version
-        wanted = buses.described(context.target)
-        text = f"kernel {version} would not find its disks on {wanted}: {reason}"
-        if look.kernel is not context.guest.default_kernel:
-            return Finding(
-                self.key, Severity.NOTE if look.kernel.is_rescue else Severity.WARNING, text
-            )
-        return Finding(
-            self.key,
-            Severity.DOWNGRADE,
-            text,
-            f"its disks are connected to {buses.compat_described(look.drivers)} instead",
-        )
 
 
 def _addition(
