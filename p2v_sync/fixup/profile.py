@@ -1,6 +1,6 @@
 """Which hardware the two virtual machines of a guest may have, by its drivers."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 from p2v_sync.fixup.draft import Appended
@@ -14,7 +14,7 @@ _NICS = {  # driver → the card that libvirt has for it, newest first
     "8139cp": "rtl8139",
     "8139too": "rtl8139",
 }
-_ADDS_DRIVERS = {"F20-initramfs", "F24-nash"}
+_APPENDS, _APPENDS_FEW = "F20-initramfs", "F24-nash"  # few: what the wanted bus needs
 
 
 class Hardware(NamedTuple):
@@ -44,7 +44,7 @@ def profile(guest: Guest, target: Target, plan: Plan | None) -> Profile:
     if kernel is None or not kernel.drivers:
         return _UNKNOWN
     before = kernel.drivers
-    after = _with_plan(before, kernel.initramfs, plan)
+    after = _with_plan(before, target, plan)
     compat_bus = buses.compat_bus(before if buses.finds_disks(before) else after)
     compat = Hardware(compat_bus, _emulated_nic(before))
     is_downgraded = plan is not None and plan.is_downgraded
@@ -56,17 +56,18 @@ def profile(guest: Guest, target: Target, plan: Plan | None) -> Profile:
 
 
 def _with_plan(
-    drivers: Mapping[str, Driver], initramfs: str, plan: Plan | None
+    drivers: Mapping[str, Driver], target: Target, plan: Plan | None
 ) -> Mapping[str, Driver]:
-    """The initramfs has all drivers that are worth it once some were added."""
+    """Once drivers are appended to the initramfs, all that are worth it are."""
     edits = plan.edits if plan is not None else ()
-    is_added = any(
-        isinstance(edit.after, Appended) and _ADDS_DRIVERS & {*edit.fixups} for edit in edits
-    )
-    if not (is_added and initramfs):
-        return drivers
+    fixups = {each for edit in edits if isinstance(edit.after, Appended) for each in edit.fixups}
+    added: Container[str] = ()
+    if _APPENDS in fixups:
+        added = buses.WORTH_ADDING
+    elif _APPENDS_FEW in fixups:
+        added = buses.first_possible(drivers, buses.ways(target))
     return {
-        name: Driver.INITRAMFS if state is Driver.MODULE and name in buses.WORTH_ADDING else state
+        name: Driver.INITRAMFS if state is Driver.MODULE and name in added else state
         for name, state in drivers.items()
     }
 

@@ -75,7 +75,7 @@ def _insert(draft: Draft, look: Look, contents: Contents, what: list[str]) -> No
             files[f"lib/{file}"] = draft.read(
                 f"{look.installed.directory}/{path}", addition.MODULE_MOST
             )
-        lines += f'echo "Loading {file} module"\ninsmod /lib/{file} \n'
+        lines += f'echo "Loading {file} module"\ninsmod /lib/{file}\n'
     files["init"] = with_lines(text, lines).encode("latin-1")
     draft.append(look.kernel.initramfs, addition.archive(contents, files))
 
