@@ -7,7 +7,7 @@ import pytest
 
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.guest import BootLoader, Driver, Generator, Guest, Kernel, LoaderKind
-from p2v_sync.fixup.initramfs import contents, cpio
+from p2v_sync.fixup.initramfs import contents, cpio, segments
 from p2v_sync.fixup.initramfs.compression import as_lz4
 from p2v_sync.fixup.initramfs.drivers import InitramfsDrivers, states
 from p2v_sync.fixup.plan import Bus, Hypervisor, Severity, Target
@@ -43,6 +43,9 @@ def test_what_is_missing_is_inside_afterwards_and_nothing_else_changed(
     assert after.files[f"{HOME}/kernel/drivers/block/virtio_blk.ko"] == b"\x7fELFvirtio_blk"
     assert f"{HOME}/kernel/drivers/virtio/virtio_ring.ko" in after.files
     assert f"{HOME}/kernel/drivers/net/virtio_net.ko" not in after.files
+    (*_, last) = segments.parse(file.read_bytes()).segments
+    named = {entry.name for entry in last.entries if entry.is_directory}
+    assert not named & {*before.modes, *before.links}, "it would be made anew, with another mode"
     added = {*after.files} - {*before.files}
     assert all(path.startswith(f"{HOME}/") for path in added)
     changed = {path for path in before.files if before.files[path] != after.files[path]}

@@ -48,7 +48,7 @@ def test_a_broken_archive_is_a_bad_archive_and_nothing_else(junk: bytes, at: int
 @pytest.mark.parametrize("length", [0, 5, 109, 115, 200])
 def test_an_archive_that_is_cut_short(length: int) -> None:
     whole = cpio.write([cpio.file("init", bytes(300))])
-    with pytest.raises(BadArchive):
+    with pytest.raises(BadArchive, match="within a member" if length == 200 else None):
         cpio.read(memoryview(whole)[:length], 0)
 
 

@@ -4,7 +4,6 @@ The kernel, its modules, modprobe and QEMU are real; only what calls modprobe fo
 the kernel announces is a loop in a shell, where a distribution has udev.
 """
 
-import lzma
 import os
 import pwd
 import re
@@ -27,7 +26,7 @@ from p2v_sync.fixup.initramfs.modules import module_name
 from p2v_sync.fixup.plan import Bus, Context, Target
 from p2v_sync.fixup.tree import Tree
 
-_BOOT_S = 100  # software emulation on a busy machine; 6 s on an idle one
+_BOOT_S = 300  # software emulation on a busy machine; 15 s on an idle one
 
 _INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev
@@ -127,10 +126,6 @@ def zstd(data: bytes) -> bytes:
     return run("zstd", "-q", "-c", stdin=data)
 
 
-def xz(data: bytes) -> bytes:
-    return lzma.compress(data, check=lzma.CHECK_CRC32)
-
-
 def test_our_index_is_that_of_depmod(parts: Parts) -> None:
     home = parts.root / "lib/modules" / parts.version
     lines = (home / "modules.dep").read_text().splitlines()
@@ -149,7 +144,7 @@ def root(parts: Parts, tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(4 * _BOOT_S)
-@pytest.mark.parametrize("pack", [zstd, as_lz4, xz])
+@pytest.mark.parametrize("pack", [zstd, as_lz4])
 def test_a_kernel_finds_its_virtio_disk_with_what_was_appended(
     parts: Parts, root: Path, tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
