@@ -18,6 +18,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	libxxhash0 libzstd1 \
 	iproute2 \
 	user-mode-linux dmsetup kmod \
+	libvirt-clients libvirt0 libxml2-utils libxen-dev python3-yaml \
 	pandoc groff-base
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
 # on PATH they take part.

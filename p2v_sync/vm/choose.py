@@ -196,7 +196,7 @@ def _notes(machine: Machine, guest: Guest, wishes: Wishes) -> Iterator[str]:
     if machine.has_tpm:
         yield "the machine has a TPM, and keys sealed by it stay there"
     if machine.has_secure_boot:
-        yield "Secure Boot is on with Microsoft's keys; keys of the machine's own are not carried"
+        yield "Secure Boot is on but in the compat twin; of the keys only Microsoft's are carried"
     if guest.windows is not None:
         yield "Windows gets hardware that it knows; virt-v2v-in-place installs virtio drivers"
 

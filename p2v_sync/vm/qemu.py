@@ -183,6 +183,7 @@ def write(vm: VirtualMachine) -> bytes:
                 "Made by p2v-sync.",
                 *vm.notes,
                 "interfaces without a bridge reach the outside through QEMU (-netdev user)",
+                "where /dev/kvm is of no use: -machine accel=tcg; without a screen: -nographic",
             ]
         ),
         "set -eu",
