@@ -19,6 +19,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	iproute2 \
 	user-mode-linux dmsetup kmod \
 	cpio libarchive-tools bzip2 xz-utils zstd lz4 \
+	libvirt-clients libvirt0 libxml2-utils libxen-dev python3-yaml \
 	pandoc groff-base
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
 # on PATH they take part.

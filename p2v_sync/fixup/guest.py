@@ -213,6 +213,7 @@ class Guest:
     interfaces: tuple[Interface, ...] = ()
     selinux: str = ""  # enforcing, permissive, disabled; '' has none
     is_hibernated: bool = False
+    rtc: str = ""  # what it takes the hardware clock for: utc, localtime; '' when it does not say
     uses: tuple[str, ...] = ()  # lvm, md, luks, btrfs, multipath
     windows: Windows | None = None
     problems: tuple[str, ...] = ()
