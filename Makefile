@@ -17,7 +17,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \
 	iproute2 \
-	user-mode-linux dmsetup kmod \
+	user-mode-linux dmsetup kmod lvm2 mdadm cryptsetup-bin \
 	pandoc groff-base
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
 # on PATH they take part.

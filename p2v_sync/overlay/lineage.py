@@ -23,6 +23,14 @@ def is_overlaid(topology: Topology, name: str) -> bool:
     return bool(lower) and all(is_overlaid(topology, each) for each in lower)
 
 
+def arrays_below(topology: Topology, name: str) -> set[str]:
+    """The md arrays that a device is, or stands on."""
+    node = topology.nodes[name]
+    lower = {node.disk} if node.is_partition else topology.slaves(name)
+    found = {name} if name.startswith("md") and not node.is_partition else set()
+    return found.union(*(arrays_below(topology, each) for each in lower if each in topology.nodes))
+
+
 def uppers_first(topology: Topology, names: Iterable[str]) -> list[Node]:
     """Everything built on these devices, those on top first; without them and without partitions
     that the kernel found, which go with their disk."""

@@ -48,11 +48,13 @@ def map_name(group: str, name: str) -> str:
 
 def config(others: Iterable[Path] = ()) -> str:
     """For ``--config``: only our maps, and ``others`` (arrays made of them), are devices."""
+    has_udev = int(mapper.has_udev())
     accepted = [f'"a|^{mapper.MAPPER}/{mapper.PREFIX}.*|"', *(f'"a|^{each}$|"' for each in others)]
     return (
         f'devices {{ filter=[{",".join(accepted)},"r|.*|"] use_devicesfile=0 '
         "obtain_device_list_from_udev=0 multipath_component_detection=0 } "
-        f"activation {{ udev_sync={int(mapper.has_udev())} monitoring=0 }} "
+        # Where no udev runs LVM makes the nodes itself only when told to.
+        f"activation {{ udev_sync={has_udev} udev_rules={has_udev} monitoring=0 }} "
         "backup { backup=0 archive=0 }"
     )
 

@@ -80,7 +80,8 @@ def create(name: str, uuid: str, table: str) -> Path:
     """A map, and its node below /dev/mapper.  Raises OverlayError."""
     try:
         _dmsetup("create", name, "--uuid", uuid, stdin=table)
-        _dmsetup("mknodes", name)
+        if not (MAPPER / name).exists():  # no udev
+            _dmsetup("mknodes", name)
     except CommandError as error:
         raise OverlayError(f"{MAPPER / name} can't be made: {error.message}") from error
     return MAPPER / name

@@ -46,8 +46,8 @@ def aliases_of(member: Path, uuid: str) -> tuple[str, ...]:
 def assemble(uuid: str, members: Sequence[Path]) -> Path | None:
     """The array's device; None when it lacks members and does not start.  Raises CommandError.
 
-    It starts read-only by itself and becomes writable with the first write, so that looking at it
-    changes nothing.  A resync would fill the copy-on-write space: it is frozen.
+    It starts read-only by itself (Documentation/admin-guide/md.rst, read-auto), so that looking at
+    it changes nothing; ``freeze`` is for before the first write, which ends that.
     """
     taken = {node.name for node in read_topology(SYS).disks()}
     name = next(f"md{number}" for number in _NUMBERS if f"md{number}" not in taken)
@@ -65,9 +65,13 @@ def assemble(uuid: str, members: Sequence[Path]) -> Path | None:
     if read_text(state / "array_state") in ("", "inactive", "clear"):
         run.capture(["mdadm", "--stop", str(device)])
         return None
-    with suppress(OSError):  # a stripe has nothing to repair
-        (state / "sync_action").write_text("frozen")
     return device
+
+
+def freeze(name: str) -> None:
+    """No resync of md127 and the like: it would fill the copy-on-write space."""
+    with suppress(OSError):  # a stripe has nothing to repair
+        (SYS / "block" / name / "md" / "sync_action").write_text("frozen")
 
 
 @contextmanager

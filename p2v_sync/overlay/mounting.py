@@ -8,9 +8,9 @@ from p2v_sync import run
 from p2v_sync.device.attributes import PROC, SYS
 from p2v_sync.device.mounts import read_uses
 from p2v_sync.device.storage import Storage, Volume
-from p2v_sync.device.topology import read_topology
+from p2v_sync.device.topology import Node, Topology, read_topology
 from p2v_sync.errors import CommandError, FixupError
-from p2v_sync.overlay import lineage
+from p2v_sync.overlay import lineage, md
 
 # How to read without replaying the journal, the first that the kernel takes.  A journal would be
 # replayed into the overlay, harmless but a change that nobody asked for.
@@ -74,7 +74,7 @@ class OverlayMounter:
         Raises FixupError, also when what was mounted turns out to be no overlay; it is unmounted
         then.
         """
-        _check_device(volume)
+        topology, node = _check_device(volume)
         members = [each.device for each in self._storage if each.uuid == volume.uuid]
         ways = option_sets(volume, writable=writable, options=options, members=members)
         try:
@@ -83,6 +83,9 @@ class OverlayMounter:
             raise FixupError(f"{point} can't be made: {error.strerror}") from error
         if os.path.ismount(point):
             raise FixupError(f"something is mounted on {point} already")
+        if writable:
+            for array in lineage.arrays_below(topology, node.name):
+                md.freeze(array)
         _mount(volume, point, ways)
         self._points.append(point)
         if not _stands_on_overlays(point):
@@ -116,13 +119,14 @@ def _mount(volume: Volume, point: Path, ways: list[str]) -> None:
         return
 
 
-def _check_device(volume: Volume) -> None:
+def _check_device(volume: Volume) -> tuple[Topology, Node]:
     topology = read_topology(SYS)
     node = topology.by_path(volume.device) if volume.device else None
     if node is None or not lineage.is_overlaid(topology, node.name):
         raise FixupError(f"{volume.device or 'a volume without a device'} is no overlay of ours")
     if not volume.kind:
         raise FixupError(f"there is no file system on {volume.device}")
+    return topology, node
 
 
 def _stands_on_overlays(point: Path) -> bool:
