@@ -17,7 +17,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \
 	iproute2 \
-	user-mode-linux dmsetup kmod \
+	user-mode-linux dmsetup kmod lvm2 mdadm cryptsetup-bin \
 	cpio libarchive-tools bzip2 xz-utils zstd lz4 \
 	libvirt-clients libvirt0 libxml2-utils libxen-dev python3-yaml \
 	pandoc groff-base

@@ -61,6 +61,9 @@ def options_on(page: Path, command: str) -> set[str]:
 
 
 def options_of(command: click.Command) -> set[str]:
+    """Of a group those of its commands too."""
+    if isinstance(command, click.Group) and command is not cli:
+        return {name for each in command.commands.values() for name in options_of(each)}
     named = {name for one in command.params for name in one.opts if isinstance(one, click.Option)}
     return {name for name in named if name.startswith("--")}
 
@@ -147,15 +150,19 @@ def event_name_of(kind: type[Event]) -> str:
     return event_name(object.__new__(kind))
 
 
-def test_the_fields_of_status() -> None:
-    tree = ast.parse((ROOT / "p2v_sync" / "cli" / "status.py").read_text())
+@pytest.mark.parametrize(
+    ("module", "title"),
+    [("status", "## Objects of status"), ("overlay", "## Objects of overlay status")],
+)
+def test_the_fields_of_status(module: str, title: str) -> None:
+    tree = ast.parse((ROOT / "p2v_sync" / "cli" / f"{module}.py").read_text())
     (function,) = (
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and node.name == "_as_json"
     )
     (keys,) = (node.keys for node in ast.walk(function) if isinstance(node, ast.Dict))
-    said = emphasized(section(SENDER_PAGE, "## Objects of status"))
+    said = emphasized(section(SENDER_PAGE, title))
     assert said == {key.value for key in keys if isinstance(key, ast.Constant)}
 
 
