@@ -114,7 +114,20 @@ def test_new_files_have_the_label_of_a_sibling(root: Path, monkeypatch: pytest.M
     assert said == [("security.selinux", label)]
 
 
-def test_p1_nothing_is_written_when_a_file_was_changed_since(root: Path) -> None:
+@pytest.mark.parametrize("call", ["fchmod", "fchown"])
+def test_an_efi_system_partition_has_no_owners_or_permissions(
+    root: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refusing(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, call, refusing)
+    carry_out(root, lambda draft: draft.write("/etc/BOOTX64.EFI", b"x", mode=0o644))
+    carry_out(root, lambda draft: draft.write("/etc/text", b"x", mode=0o600))
+    assert (root / "etc/BOOTX64.EFI").read_bytes() == (root / "etc/text").read_bytes() == b"x"
+
+
+def test_nothing_is_written_when_a_file_was_changed_since(root: Path) -> None:
     with Tree(root) as tree:
         draft = Draft(tree)
         with draft.of("F00-test"):
@@ -173,7 +186,7 @@ def test_what_can_not_be_undone_is_said(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("number", range(1, 12))
-def test_p9_a_run_that_was_killed_is_taken_back(
+def test_a_run_that_was_killed_is_taken_back(
     root: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     before = picture(root)
@@ -195,6 +208,30 @@ def test_p9_a_run_that_was_killed_is_taken_back(
             revert(tree)
     left = {"var/lib/p2v-sync"} & {*picture(root)}  # killed before there was a manifest
     assert {path: what for path, what in picture(root).items() if path not in left} == before
+
+
+def test_what_was_interrupted_is_undone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = picture(root), os.unlink
+
+    def once(*_: Any, **__: Any) -> None:
+        monkeypatch.setattr(os, "unlink", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "unlink", once)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(root)
+    assert picture(root) == before
+
+
+def test_nothing_is_built_on_what_was_killed(root: Path) -> None:
+    before = picture(root)
+    carry_out(root)
+    edited(lambda record: record["runs"][0].update(is_complete=False), root)
+    (root / "etc/text").write_bytes(b"half")
+    with pytest.raises(FixupError, match="were interrupted"):
+        carry_out(root, lambda draft: draft.write("/etc/long", "x"))
+    take_back(root)
+    assert picture(root) == before
 
 
 def test_several_runs_are_taken_back_together(root: Path) -> None:
@@ -282,7 +319,7 @@ def test_a_manifest_that_is_none(root: Path, data: bytes) -> None:
         take_back(root)
 
 
-def test_p10_no_link_in_the_guest_leads_a_reversion_out_of_it(root: Path) -> None:
+def test_no_link_in_the_guest_leads_a_reversion_out_of_it(root: Path) -> None:
     outside = root.parent / "outside"
     outside.mkdir()
     (outside / "text").write_text("of the live system")
