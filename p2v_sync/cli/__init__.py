@@ -13,6 +13,7 @@ import click
 from p2v_sync import __version__
 from p2v_sync.cli.demo import demo
 from p2v_sync.cli.disks import disks
+from p2v_sync.cli.fixup import fixup
 from p2v_sync.cli.render import show_error
 from p2v_sync.cli.status import status
 from p2v_sync.cli.sync import sync
@@ -34,7 +35,7 @@ def cli(debug: bool) -> None:
     logging.getLogger("paramiko").setLevel(logging.DEBUG if debug else logging.CRITICAL)
 
 
-for command in (sync, status, verify, disks, demo):
+for command in (sync, fixup, status, verify, disks, demo):
     cli.add_command(command)
 
 

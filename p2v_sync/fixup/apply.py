@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from p2v_sync.errors import FixupError, GuestFileError
-from p2v_sync.fixup.draft import Appended, Content, Directory, Edit, Link, State
+from p2v_sync.fixup.draft import Appended, Content, Directory, Edit, Link, State, renames_in
 from p2v_sync.fixup.manifest import MANIFEST, Done, Manifest, Run, Witness, digest, witness
 from p2v_sync.fixup.tree import TEXT_MOST, Status, Tree, split
 from p2v_sync.units import MIB
@@ -20,7 +20,7 @@ Labels = Mapping[str, bytes]  # SELinux's, of files that are made again
 
 _MANIFEST_MOST = 256 * MIB
 _LABEL = "security.selinux"
-_NO_LABELS = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NOT_KNOWN_HERE = (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def apply(tree: Tree, edits: Sequence[Edit], run: str = "") -> None:
@@ -31,6 +31,12 @@ def apply(tree: Tree, edits: Sequence[Edit], run: str = "") -> None:
     """
     if not edits:
         return
+    old = read_manifest(tree)
+    if old is not None and not old.is_complete:
+        raise FixupError(
+            "earlier fix-ups of this guest were interrupted, so some may be half done",
+            hint="take them back first: p2v-sync fixup revert",
+        )
     for edit in edits:
         if _witness_of(tree, edit.path, edit.before) != witness(edit.before):
             raise FixupError(
@@ -39,7 +45,7 @@ def apply(tree: Tree, edits: Sequence[Edit], run: str = "") -> None:
             )
     done = tuple(Done.of(edit, _label_of(tree, edit)) for edit in edits)
     # First of all the manifest: it takes the most room, and is wanted if we are killed.
-    *before, last = _manifest_edits(tree, Run(run, done))
+    *before, last = _manifest_edits(tree, old, Run(run, done))
     _carry_out(tree, [*before, *edits, last], _labels(done))
 
 
@@ -71,8 +77,7 @@ def read_manifest(tree: Tree) -> Manifest | None:
 # The manifest
 
 
-def _manifest_edits(tree: Tree, run: Run) -> Iterator[Edit]:
-    old = read_manifest(tree)
+def _manifest_edits(tree: Tree, old: Manifest | None, run: Run) -> Iterator[Edit]:
     directories = list(old.directories) if old else []
     if old is None:
         for path in _missing_above(tree, MANIFEST):
@@ -193,7 +198,7 @@ def _labels(edits: Iterable[Done]) -> Labels:
 
 
 def _carry_out(tree: Tree, steps: Sequence[Edit], labels: Labels) -> None:
-    renames = _renames(steps)
+    renames = renames_in(steps)
     begun: list[Edit] = []
     try:
         for edit in steps:
@@ -202,6 +207,9 @@ def _carry_out(tree: Tree, steps: Sequence[Edit], labels: Labels) -> None:
                 _rename(tree, edit.path, renames[edit.path])
             elif edit.path not in renames.values():
                 _put(tree, edit.path, edit.after, labels)
+    except KeyboardInterrupt:
+        _undo(tree, begun, renames, labels)
+        raise
     except (OSError, FixupError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
         left = _undo(tree, begun, renames, labels)
@@ -224,21 +232,6 @@ def _undo(tree: Tree, begun: list[Edit], renames: Mapping[str, str], labels: Lab
         except (OSError, FixupError):
             left.append(edit.path)
     return left
-
-
-def _renames(edits: Sequence[Edit]) -> dict[str, str]:
-    """From → to: what goes here and comes there, in one directory, keeps all it has."""
-    gone = {}
-    for edit in edits:
-        if isinstance(edit.before, Content | Link) and edit.after is None:
-            gone[split(edit.path)[0], edit.before] = edit.path
-    found = {}
-    for edit in edits:
-        if edit.before is None and isinstance(edit.after, Content | Link):
-            old = gone.pop((split(edit.path)[0], edit.after), None)
-            if old is not None:
-                found[old] = edit.path
-    return found
 
 
 def _rename(tree: Tree, path: str, to: str) -> None:
@@ -267,10 +260,8 @@ def _put(tree: Tree, path: str, wanted: State, labels: Labels) -> None:
 
 def _rewrite(tree: Tree, path: str, wanted: Content, now: Status) -> None:
     with tree.writable(path) as fd:
-        if wanted.mode != now.permissions:
-            os.fchmod(fd, wanted.mode)
-        if (wanted.uid, wanted.gid) != (now.uid, now.gid):
-            os.fchown(fd, wanted.uid, wanted.gid)
+        if (wanted.mode, wanted.uid, wanted.gid) != (now.permissions, now.uid, now.gid):
+            _own(fd, wanted.mode, wanted.uid, wanted.gid)
         _write(fd, wanted.data, 0)
 
 
@@ -330,9 +321,14 @@ def _new_file(directory: int, name: str) -> Iterator[int]:
 
 
 def _own(fd: int, mode: int, uid: int, gid: int) -> None:
-    if os.geteuid() == 0:
-        os.fchown(fd, uid, gid)
-    os.fchmod(fd, mode)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(fd, uid, gid)
+        os.fchmod(fd, mode)
+    except OSError as error:
+        # FAT, where an EFI system partition is, has neither owners nor permissions.
+        if error.errno not in _NOT_KNOWN_HERE:
+            raise
 
 
 def _label_beside(tree: Tree, parent: str) -> bytes | None:
@@ -352,5 +348,5 @@ def _label(fd: int, label: bytes | None) -> None:
         os.setxattr(fd, _LABEL, label)
     except OSError as error:
         # Without the right to do that, or on a file system without labels: as cp(1) would.
-        if error.errno not in _NO_LABELS:
+        if error.errno not in _NOT_KNOWN_HERE:
             raise

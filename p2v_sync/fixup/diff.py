@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from p2v_sync.fixup.draft import Appended, Content, Directory, Edit, Link, State
+from p2v_sync.fixup.draft import Appended, Content, Directory, Edit, Link, State, renames_in
 from p2v_sync.fixup.lines import split_lines
 from p2v_sync.fixup.manifest import digest
 from p2v_sync.fixup.plan import Finding, Plan, Severity
@@ -15,8 +15,13 @@ _UNPRINTABLE = re.compile(r"[^\t\x20-\x7e\xa0-\xff]")
 
 def format_plan(plan: Plan) -> Iterator[str]:
     """Lines without their ends: each edit, then each finding."""
+    renames = renames_in(plan.edits)
     for edit in plan.edits:
-        yield from format_edit(edit)
+        if edit.path in renames:
+            yield _heading(edit)
+            yield printable(f"rename to {renames[edit.path]}")
+        elif edit.path not in renames.values():
+            yield from format_edit(edit)
     for finding in plan.findings:
         yield from format_finding(finding)
 
@@ -29,13 +34,13 @@ def format_finding(finding: Finding) -> Iterator[str]:
 
 def format_edit(edit: Edit) -> Iterator[str]:
     """``# path [fix-ups]``, then a diff, or a sentence for what is no text."""
-    yield printable(f"# {edit.path} [{', '.join(edit.fixups)}]")
+    yield _heading(edit)
     before, after = _text(edit.before), _text(edit.after)
-    if before is None or after is None:
+    if before is None or after is None or edit.after is None:
         yield printable(_in_words(edit.before, edit.after))
         return
     yield printable("--- " + ("/dev/null" if edit.before is None else f"a{edit.path}"))
-    yield printable("+++ " + ("/dev/null" if edit.after is None else f"b{edit.path}"))
+    yield printable(f"+++ b{edit.path}")
     # Without the two lines of headings that it would make itself.
     for number, line in enumerate(difflib.unified_diff(before, after)):
         if number >= 2:
@@ -43,6 +48,10 @@ def format_edit(edit: Edit) -> Iterator[str]:
             if not line.endswith("\n"):
                 yield "\\ No newline at end of file"
     yield from _mode(edit)
+
+
+def _heading(edit: Edit) -> str:
+    return printable(f"# {edit.path} [{', '.join(edit.fixups)}]")
 
 
 def _mode(edit: Edit) -> Iterator[str]:

@@ -105,6 +105,8 @@ def _from_boot(draft: Draft, guest: Guest, points: dict[str, str]) -> Iterator[_
         for entry, line in command_lines(draft, guest)
         if not entry.is_rescue and (value := line.get("root"))
     }
+    if sum(map(depends_on_bus, roots)) > 1:
+        roots = set()  # of several systems: which is this one's?
     root = {*roots, *filter(None, [points.get("/")])}
     searched = _searched(draft, guest)
     if "/boot" in points:

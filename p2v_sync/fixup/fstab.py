@@ -21,6 +21,7 @@ from p2v_sync.fixup.names import (
     depends_on_bus,
     has_unique_label,
     has_unique_uuid,
+    is_perhaps_there,
     lasting_spec,
     resolve,
 )
@@ -103,10 +104,13 @@ class FstabNames:
         if said is None or said.is_removable or not depends_on_bus(said.spec):
             return line
         volume = resolve(said.spec, storage)
-        if volume is None or not matches_kind(volume, said.kind):
-            if said.point in _NEVER_NOFAIL or not storage.is_complete:
+        if volume is None:
+            if said.point in _VITAL or not storage.is_complete:
                 yield self._finding(said, "nothing tells which volume that is")
             return line  # else F02's
+        if not matches_kind(volume, said.kind):
+            yield self._finding(said, f"what is called so now is no {said.kind} ({volume.kind})")
+            return line
         spec = _spec_for(volume, said, storage, guest)
         if spec is None:
             yield self._finding(said, "it has no UUID or label of its own")
@@ -165,9 +169,10 @@ class AbsentDevices:
         if not context.storage.is_complete or not draft.exists(FSTAB):
             return
         lines = []
+        encrypted = _names_of_crypttab(draft)
         for line in split_lines(draft.text(FSTAB)):
             said = FstabLine.parse(line)
-            if said is None or not _is_absent(said, context.storage):
+            if said is None or said.spec in encrypted or not _is_absent(said, context.storage):
                 lines.append(line)
                 continue
             lines.append((yield from self._line(line, said, draft, context.guest)))
@@ -192,9 +197,17 @@ class AbsentDevices:
         return replace_field(line, 3, ",".join([*said.options, options]))
 
 
+def _names_of_crypttab(draft: Draft) -> set[str]:
+    if not draft.is_file("/etc/crypttab"):
+        return set()
+    lines = split_lines(draft.text("/etc/crypttab"))
+    return {f"/dev/mapper/{fields(line)[0]}" for line in lines if not is_comment(line)}
+
+
 def _is_absent(said: FstabLine, storage: Storage) -> bool:
-    is_optional = {"noauto", "nofail", "nobootwait"} & {*said.options}
-    return said.is_device and not is_optional and resolve(said.spec, storage) is None
+    if {"noauto", "nofail", "nobootwait"} & {*said.options} or not said.is_device:
+        return False
+    return not is_perhaps_there(said.spec, storage)
 
 
 def _nofail(draft: Draft, guest: Guest) -> str | None:

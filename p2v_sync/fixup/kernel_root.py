@@ -15,6 +15,7 @@ from p2v_sync.fixup.names import (
     depends_on_bus,
     has_unique_label,
     has_unique_uuid,
+    is_perhaps_there,
     lasting_spec,
     resolve,
 )
@@ -111,7 +112,7 @@ class _Change:
     def _resume(self, value: str) -> str | None:
         volume = resolve(value, self._storage)
         is_named = value.startswith("/dev/") or "=" in value  # else a device number, or nonsense
-        if volume is None and self._storage.is_complete and is_named:
+        if is_named and not is_perhaps_there(value, self._storage):
             self.said[Severity.NOTE, f"resume={value} is removed: that is not copied"] = ""
             return None
         if not depends_on_bus(value):
@@ -182,25 +183,24 @@ class ResumeDevice:
     def plan(self, draft: Draft, context: Context) -> Iterator[Finding]:
         if not draft.is_file(_RESUME):
             return
-        text = draft.text(_RESUME)
-        value = value_of(text, "RESUME") or ""
+        old = draft.text(_RESUME)
+        value = value_of(old, "RESUME") or ""
         if value in ("", "none", "auto"):
             return
         storage = known_storage(draft, context.guest, context.storage)
         volume = resolve(value, storage)
-        if volume is None:
-            if not storage.is_complete:
-                if depends_on_bus(value):
-                    said = f"{_RESUME} names {value}: nothing tells which volume that is"
-                    yield Finding(self.key, Severity.WARNING, said, "at worst the boot waits")
-                return
+        if not is_perhaps_there(value, storage):
             new = "none"
             yield Finding(self.key, Severity.NOTE, f"{_RESUME}: {value} is not copied: none then")
-        elif depends_on_bus(value) and has_unique_uuid(volume, storage):
+        elif not depends_on_bus(value):
+            return
+        elif volume is not None and has_unique_uuid(volume, storage):
             new = f"UUID={volume.uuid}"
         else:
+            text = f"{_RESUME} names {value}: nothing tells a UUID for it"
+            yield Finding(self.key, Severity.WARNING, text, "at worst the boot waits for it")
             return
-        draft.write(_RESUME, with_value(text, "RESUME", new))
+        draft.write(_RESUME, with_value(old, "RESUME", new))
         # Where the initramfs has its copy.
         draft.want_in_initramfs("/conf/conf.d/resume", draft.read(_RESUME))
 

@@ -14,7 +14,7 @@ _MOST_FILES = 20_000
 _MOST_DEPTH = 12
 _LONGEST = 256 * KIB
 _OLD_NAME = re.compile(
-    r"/dev/(?:[hs]d[a-z]{1,2}\d*\b|cciss/\w+|nvme\d\w*|disk/by-(?:id|path)/[^\s\"',]+)"
+    r"(?<![\w-])/dev/(?:[hs]d[a-z]{1,2}\d*\b|cciss/\w+|nvme\d\w*|disk/by-(?:id|path)/[^\s\"',]+)"
 )
 _BESIDES = ("/boot/grub/*.lst", "/boot/grub/*.conf", "/boot/grub*/*.cfg", "/boot/loader/entries/*")
 # Backups, logs of what was, texts of programs, and what several others have dealt with.

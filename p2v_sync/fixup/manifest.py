@@ -92,6 +92,10 @@ class Manifest:
     runs: tuple[Run, ...] = ()
     directories: tuple[str, ...] = ()
 
+    @property
+    def is_complete(self) -> bool:
+        return all(run.is_complete for run in self.runs)
+
     def edits(self) -> list[Done]:
         """Of all runs, in the order in which they were done."""
         return [edit for run in self.runs for edit in run.edits]

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from p2v_sync.device.storage import Storage, Volume
 
@@ -40,6 +40,12 @@ def resolve(spec: str, storage: Storage) -> Volume | None:
 
     Names of disks are the guest's: /dev/hda1 is /dev/sda1 where there is but one disk.
     """
+    found = candidates(spec, storage)
+    return found[0] if len(found) == 1 else None
+
+
+def candidates(spec: str, storage: Storage) -> list[Volume]:
+    """All volumes that ``spec`` may name: cloned disks have the same UUIDs and labels."""
     name = device_name(spec)
     if name is None:
         tag, _, value = spec.partition("=")
@@ -49,7 +55,16 @@ def resolve(spec: str, storage: Storage) -> Volume | None:
             value = _HEX_ESCAPE.sub(lambda found: chr(int(found[1], 16)), name[len(prefix) :])
             return _by_tag(tag, value, storage)
     names = {name, _logical_volume(name)} - {""}
-    return _only(each for each in storage if names & names_of(each)) or _other_family(name, storage)
+    return [each for each in storage if names & names_of(each)] or _other_family(name, storage)
+
+
+def is_perhaps_there(spec: str, storage: Storage) -> bool:
+    """False only where it is certain that nothing has this name."""
+    if not storage.is_complete or candidates(spec, storage):
+        return True
+    # What is inside a locked volume nobody can see.
+    is_hidden = any(volume.kind == "crypto_LUKS" for volume in storage)
+    return is_hidden and not depends_on_bus(spec)
 
 
 def names_of(volume: Volume) -> set[str]:
@@ -60,19 +75,13 @@ def names_of(volume: Volume) -> set[str]:
     return names - {""}
 
 
-def _by_tag(tag: str, value: str, storage: Storage) -> Volume | None:
+def _by_tag(tag: str, value: str, storage: Storage) -> list[Volume]:
     get = _TAGS.get(tag.upper())
     if get is None or not value:
-        return None
-    if get in (_TAGS["UUID"], _TAGS["PARTUUID"]):  # the others are told apart by case
-        value = value.lower()
-        return _only(each for each in storage if get(each).lower() == value)
-    return _only(each for each in storage if get(each) == value)
-
-
-def _only(found: Iterable[Volume]) -> Volume | None:
-    volumes = list(found)
-    return volumes[0] if len(volumes) == 1 else None
+        return []
+    if tag.upper() in ("UUID", "PARTUUID"):  # the others are told apart by case
+        return [each for each in storage if get(each).lower() == value.lower()]
+    return [each for each in storage if get(each) == value]
 
 
 def _logical_volume(name: str) -> str:
@@ -86,30 +95,27 @@ def _logical_volume(name: str) -> str:
     return "mapper/" + "-".join(each.replace("-", "--") for each in (group, volume))
 
 
-def _other_family(name: str, storage: Storage) -> Volume | None:
+def _other_family(name: str, storage: Storage) -> list[Volume]:
     """hda1 of an old kernel is sda1 of a new one: said only where there is one disk."""
     found = _BY_BUS.fullmatch(name)
-    if not found or found["letters"] != "a" or len(storage.disks) != 1:
-        return None
-    number = int(found["number"] or 0)
+    if not found or found["letters"] != "a" or not found["number"] or len(storage.disks) != 1:
+        return []
     (disk,) = storage.disks
-    is_same = bool(re.fullmatch(r"(?:[hs]d|vd|xvd)[a-z]+", disk))
-    return _only(
-        each
-        for each in storage
-        if is_same and each.disk == disk and each.partition == number and number
-    )
+    if not re.fullmatch(r"(?:[hs]d|vd|xvd)[a-z]+", disk):
+        return []
+    number = int(found["number"])
+    return [each for each in storage if (each.disk, each.partition) == (disk, number)]
 
 
 def has_unique_uuid(volume: Volume, storage: Storage) -> bool:
     """False too for a volume without one.  Cloned disks and members of a mirror have the same."""
-    return bool(volume.uuid) and _by_tag("UUID", volume.uuid, storage) is volume
+    return bool(volume.uuid) and _by_tag("UUID", volume.uuid, storage) == [volume]
 
 
 def has_unique_label(volume: Volume, storage: Storage) -> bool:
     """And one that can be written anywhere."""
     is_plain = bool(re.fullmatch(r"[\w.+:@/-]+", volume.label, re.ASCII))
-    return is_plain and _by_tag("LABEL", volume.label, storage) is volume
+    return is_plain and _by_tag("LABEL", volume.label, storage) == [volume]
 
 
 def lasting_spec(volume: Volume, storage: Storage) -> str | None:
@@ -118,6 +124,6 @@ def lasting_spec(volume: Volume, storage: Storage) -> str | None:
         return f"UUID={volume.uuid}"
     if has_unique_label(volume, storage):
         return f"LABEL={volume.label}"
-    if volume.part_uuid and _by_tag("PARTUUID", volume.part_uuid, storage) is volume:
+    if volume.part_uuid and _by_tag("PARTUUID", volume.part_uuid, storage) == [volume]:
         return f"PARTUUID={volume.part_uuid}"
     return None

@@ -21,6 +21,9 @@ from p2v_sync.cli.render import event_name
 from p2v_sync.device.sysfs import Disk
 from p2v_sync.errors import ConnectFailed, P2vError
 from p2v_sync.events import Counters, Event
+from p2v_sync.fixup.diff import plan_to_json
+from p2v_sync.fixup.draft import Edit
+from p2v_sync.fixup.plan import Finding, Plan, Severity
 from p2v_sync.transport.direct import refused
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +65,23 @@ def options_of(command: click.Command) -> set[str]:
     return {name for name in named if name.startswith("--")}
 
 
-@pytest.mark.parametrize("name", cli.commands)
+def leaf_commands(group: click.Group, start: str = "") -> dict[str, click.Command]:
+    """``fixup plan`` for those in a group."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found.update(leaf_commands(command, f"{start}{name} "))
+        else:
+            found[f"{start}{name}"] = command
+    return found
+
+
+COMMANDS = leaf_commands(cli)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_options_of_each_command(name: str) -> None:
-    assert options_on(SENDER_PAGE, name) == options_of(cli.commands[name])
+    assert options_on(SENDER_PAGE, name) == options_of(COMMANDS[name])
 
 
 def test_the_options_before_the_command() -> None:
@@ -143,6 +160,13 @@ def test_the_fields_of_status() -> None:
 def test_the_fields_of_disks() -> None:
     said = emphasized(section(SENDER_PAGE, "## Objects of disks"))
     assert said == {one.name for one in fields(Disk)}
+
+
+def test_the_fields_of_a_plan() -> None:
+    edit = Edit("/x", None, None, ())
+    record = plan_to_json(Plan([edit], [Finding("F", Severity.NOTE, "")]))
+    said = emphasized(section(SENDER_PAGE, "## The object of fixup plan and fixup apply"))
+    assert said == {*record, *record["edits"][0], *record["findings"][0]}
 
 
 def test_the_exit_codes() -> None:
