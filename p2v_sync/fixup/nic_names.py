@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from p2v_sync.device.machine import Nic
 from p2v_sync.fixup import ini, udev_rules
 from p2v_sync.fixup.draft import Draft
+from p2v_sync.fixup.guest import Interface, NetworkStack
 from p2v_sync.fixup.lines import with_block
 from p2v_sync.fixup.plan import Context
+from p2v_sync.fixup.shell_file import value_of
 
 LINK_FILES = ("/etc/systemd/network", "/usr/lib/systemd/network", "/lib/systemd/network")
 OUR_LINK = "01-p2v-"  # before netplan's 10-netplan-: of .link files only the first counts
@@ -58,7 +60,7 @@ def find_names(draft: Draft, context: Context) -> Names:
     """Pair names with MACs.  Without facts of the machine only the guest's own word counts."""
     nics = carried(context)
     names = Names(pinned=pinned_names(draft))
-    wanted = _wanted(context)
+    wanted = _wanted(draft, context)
     known = {nic.mac for nic in nics}
     pinned = {name: mac for mac, name in names.pinned.items() if not nics or mac in known}
     _pair(names, wanted, ((name, pinned.get(name, "")) for name in wanted))
@@ -90,7 +92,7 @@ def _pair(names: Names, wanted: Mapping[str, str], pairs: Iterable[tuple[str, st
             names.of[name] = mac
 
 
-def _wanted(context: Context) -> dict[str, str]:
+def _wanted(draft: Draft, context: Context) -> dict[str, str]:
     """Configured names of real interfaces → the MAC that the configuration has, or ''."""
     wanted = dict[str, str]()
     for interface in context.guest.interfaces:
@@ -99,10 +101,23 @@ def _wanted(context: Context) -> dict[str, str]:
         if below != name:
             name, mac = below, ""
         mac = mac if _MAC.fullmatch(mac) else ""
-        is_real = _PHYSICAL.fullmatch(name) or (mac and not _VIRTUAL.fullmatch(name))
+        is_real = _PHYSICAL.fullmatch(name) or (mac and _is_own_name(draft, interface))
         if _NAME.fullmatch(name) and is_real:
             wanted[name] = wanted.get(name) or mac
     return wanted
+
+
+def _is_own_name(draft: Draft, interface: Interface) -> bool:
+    """Whether a name that nothing gives by itself is an interface's, not just a configuration's."""
+    if _VIRTUAL.fullmatch(interface.name):
+        return False
+    text = draft.text_or_empty(interface.config) if interface.config else ""
+    if interface.stack is NetworkStack.IFCFG_RH:
+        return value_of(text, "DEVICE") == interface.name
+    if interface.stack is NetworkStack.NETPLAN:
+        found = re.findall(r"\bset-name:\s*[\"']?([^\s\"',}]+)", text)
+        return interface.name in found
+    return True
 
 
 # What the guest itself pins

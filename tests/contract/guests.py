@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from p2v_sync.fixup.apply import apply, revert
+from p2v_sync.fixup.apply import apply, read_manifest, revert
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.plan import Context, Finding, Fixup
 from p2v_sync.fixup.tree import Tree
@@ -43,11 +43,12 @@ class PlainGuest:
         before = self._all()
         draft, findings = self.plan(fixups, context)
         with Tree(self.root) as tree:
+            is_first = read_manifest(tree) is None
             apply(tree, draft.edits())
-            if draft.edits():
+            if draft.edits() and is_first:
                 revert(tree)
-            assert self._all() == before
-            apply(tree, draft.edits())
+                assert self._all() == before
+                apply(tree, draft.edits())
         again, _ = self.plan(fixups, context)
         assert again.edits() == []
         assert again.for_initramfs == draft.for_initramfs

@@ -107,6 +107,24 @@ def test_which_name_was_which_interface(
     assert pins(modern) == expected
 
 
+@pytest.mark.parametrize(
+    ("stack", "text", "is_pinned"),
+    [
+        (NetworkStack.IFCFG_RH, f"HWADDR={FIRST}\nNAME=office\n", False),
+        (NetworkStack.IFCFG_RH, f"HWADDR={FIRST}\nDEVICE=office\n", True),
+        (NetworkStack.NETPLAN, f"office:\n  match: {{macaddress: '{FIRST}'}}\n", False),
+        (NetworkStack.NETPLAN, f"{{match: {{macaddress: '{FIRST}'}}, set-name: office}}\n", True),
+        (NetworkStack.IFUPDOWN, "iface office inet dhcp\n", True),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_configuration_is_no_interfaces_name(
+    modern: PlainGuest, stack: NetworkStack, text: str, is_pinned: bool
+) -> None:
+    modern.write("/etc/net", text)
+    modern.fix(context(Interface("office", FIRST, stack, "/etc/net")), NicNames())
+    assert modern.has("/etc/systemd/network") == is_pinned
+
+
 def test_names_of_the_kernel_follow_the_bus_when_one_driver_has_all(modern: PlainGuest) -> None:
     nics = (
         Nic("enp3s0", FIRST, "igb", "0000:03:00.0"),
