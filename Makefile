@@ -18,7 +18,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	libxxhash0 libzstd1 \
 	iproute2 \
 	user-mode-linux dmsetup kmod lvm2 mdadm cryptsetup-bin \
-	cpio libarchive-tools bzip2 xz-utils zstd lz4 \
+	cpio libarchive-tools bzip2 xz-utils zstd lz4 lzop liblz4-1 liblzo2-2 \
 	libvirt-clients libvirt0 libxml2-utils libxen-dev python3-yaml \
 	pandoc groff-base
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are

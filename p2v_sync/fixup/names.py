@@ -101,7 +101,7 @@ def _other_family(name: str, storage: Storage) -> list[Volume]:
     if not found or found["letters"] != "a" or not found["number"] or len(storage.disks) != 1:
         return []
     (disk,) = storage.disks
-    if not re.fullmatch(r"(?:[hs]d|vd|xvd)[a-z]+", disk):
+    if not re.fullmatch(r"(?:[hs]d|ubd|vd|xvd)[a-z]+|loop\d+", disk):
         return []
     number = int(found["number"])
     return [each for each in storage if (each.disk, each.partition) == (disk, number)]

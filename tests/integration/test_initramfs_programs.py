@@ -57,6 +57,8 @@ def test_we_read_what_cpio_writes(tmp_path: Path, kind: str) -> None:
         ("xz", "--format=lzma", "-c"),
         ("zstd", "-q", "-19", "-c"),
         ("zstd", "-q", "-T0", "--long", "-c"),
+        ("lzop", "-c"),
+        ("lzop", "-9", "-c", "--crc32"),
         ("lz4", "-q", "-l", "-c"),
         ("lz4", "-q", "-l", "-9", "-c"),
     ],

@@ -25,7 +25,7 @@ LAYERS = (
     ("overlay",),
     ("engine", "fixup"),
     ("vm",),
-    ("jobs",),
+    ("jobs", "guest_disks"),
     ("convert",),
     ("demo",),
     ("cli", "wizard"),

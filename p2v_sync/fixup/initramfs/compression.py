@@ -1,7 +1,7 @@
 """The compressions the kernel knows for an initramfs (lib/decompress.c), recognised and undone.
 
-gzip, bzip2, xz and lzma by the standard library; zstd and lz4 by the shared libraries that systemd,
-dpkg and rpm need, so that they are there: looked for once, by ctypes.
+gzip, bzip2, xz and lzma by the standard library; zstd, lz4 and lzo by the shared libraries that
+systemd, dpkg, rpm and btrfs-progs need, so that they are there: looked for once, by ctypes.
 """
 
 import bz2
@@ -18,6 +18,7 @@ from p2v_sync.units import KIB, MIB
 _STEP = 256 * KIB
 _XZ_MEMORY_MOST = 256 * MIB
 _LZ4_BLOCK = 8 * MIB  # of the legacy format
+_LZO_BLOCK = 256 * KIB  # as the kernel takes them
 _LZ4_MAGIC = b"\x02\x21\x4c\x18"
 
 
@@ -104,6 +105,7 @@ def _library(name: str) -> ctypes.CDLL | None:
 
 _zstd = _library("libzstd.so.1")
 _lz4 = _library("liblz4.so.1")
+_lzo = _library("liblzo2.so.2")
 if _zstd is not None:
     _zstd.ZSTD_createDStream.restype = ctypes.c_void_p
     _zstd.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
@@ -166,6 +168,8 @@ def decompress(
     """
     if kind is Compression.LZ4 and _lz4 is not None:
         return _from_lz4(_lz4, data, start, most)
+    if kind is Compression.LZO and _lzo is not None:
+        return _from_lzo(_lzo, data, start, most)
     if kind not in _DECODERS:
         raise BadArchive(f"{kind} can't be decompressed here")
     try:
@@ -218,6 +222,54 @@ def _from_lz4(
         if len(found) > most:
             raise BadArchive(f"more than {most} bytes in it")
     return memoryview(found).toreadonly(), at
+
+
+def _from_lzo(
+    library: ctypes.CDLL, data: memoryview, start: int, most: int
+) -> tuple[memoryview, int]:
+    """The format of lzop: a header, then blocks with both lengths and sums before them.
+
+    As lib/decompress_unlzo.c; a length of zero ends it.  The sums are not looked at.
+    """
+    found = bytearray()
+    room = ctypes.create_string_buffer(_LZO_BLOCK)
+    at, sums, sums_of_packed = _lzop_header(data, start)
+    while length := _number(data, at, 4):
+        packed = _number(data, at + 4, 4)
+        at += 8 + 4 * sums + (4 * sums_of_packed if packed < length else 0)
+        block = bytes(data[at : at + packed])
+        at += packed
+        made = ctypes.c_size_t(_LZO_BLOCK)
+        if not 0 < packed <= length <= _LZO_BLOCK or len(block) < packed:
+            raise BadArchive("its lzo data is not in order")
+        if packed < length:
+            if library.lzo1x_decompress_safe(
+                block, ctypes.c_size_t(packed), room, ctypes.byref(made), None
+            ):
+                raise BadArchive("its lzo data is not in order")
+            block = room.raw[: made.value]
+        found += block
+        if len(found) > most:
+            raise BadArchive(f"more than {most} bytes in it")
+    return memoryview(found).toreadonly(), at + 4
+
+
+def _lzop_header(data: memoryview, start: int) -> tuple[int, int, int]:
+    """Where the first block starts, and how many sums of data and of packed data each has."""
+    has_level = _number(data, start + 9, 2) >= 0x0940
+    at = start + (17 if has_level else 14)
+    flags = _number(data, at, 4)
+    at += 8 if flags & 0x800 else 4  # a filter
+    at += 12 if has_level else 8  # permissions and times
+    at += 1 + _number(data, at, 1) + 4  # the name, and a sum
+    return at, bool(flags & 0x001) + bool(flags & 0x100), bool(flags & 0x002) + bool(flags & 0x200)
+
+
+def _number(data: memoryview, at: int, length: int) -> int:
+    found = bytes(data[at : at + length])
+    if len(found) < length:
+        raise BadArchive("it ends too early")
+    return int.from_bytes(found, "big")
 
 
 def as_lz4(data: bytes) -> bytes:
