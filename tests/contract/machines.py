@@ -70,6 +70,8 @@ HOSTILE = replace(
     memory=768 * MIB,
     cpus=Cpus(1, 2, 1),
     hostname=NASTY,
+    # Its name is in a note, and so in comments.
+    nics=(*BIOS_SERVER.nics[:2], Nic("usb0\ntouch HURT #", "", is_carried=False)),
     dmi={key: f"{NASTY}\n\x00\x1b{key}" for key in BIOS_SERVER.dmi} | {"product_sku": "é" * 300},
     disks=tuple(replace(disk, serial=NASTY, model=NASTY) for disk in BIOS_SERVER.disks),
 )

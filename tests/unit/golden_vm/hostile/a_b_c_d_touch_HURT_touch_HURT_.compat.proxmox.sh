@@ -3,7 +3,7 @@
 # beside this script: sh FILE VMID STORAGE
 # Made by p2v-sync.  Needs Proxmox VE 7.2 (import-from).  Not tried by its authors on a
 # Proxmox host: read it before you run it.
-# the interface usb0 (USB, wireless or virtual) is not carried over
+# the interface usb0?touch HURT # (USB, wireless or virtual) is not carried over
 # LVM and ZFS round a disk's size up: a GPT then wants sgdisk -e on the copy
 set -eu
 if [ $# -ne 2 ]; then echo "usage: sh $0 VMID STORAGE" >&2; exit 2; fi

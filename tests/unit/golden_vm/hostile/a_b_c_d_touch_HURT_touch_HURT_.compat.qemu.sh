@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the virtual machine a'b"c,d $(touch HURT) `touch HURT` ;&|<>#{}[]!%\ =é漢😀: sh FILE [OPTION of qemu-system-x86_64]...
 # Made by p2v-sync.
-# the interface usb0 (USB, wireless or virtual) is not carried over
+# the interface usb0?touch HURT # (USB, wireless or virtual) is not carried over
 # interfaces without a bridge reach the outside through QEMU (-netdev user)
 # where /dev/kvm is of no use: -machine accel=tcg; without a screen: -nographic
 set -eu
