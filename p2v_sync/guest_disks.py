@@ -6,11 +6,12 @@ Composition of ``overlay`` (devices) and ``fixup`` (files); the disks themselves
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from p2v_sync.device.machine import Machine
 from p2v_sync.device.machine_facts import read_machine
 from p2v_sync.device.storage import Storage
-from p2v_sync.errors import FixupError
+from p2v_sync.errors import FixupError, OverlayError
 from p2v_sync.fixup import apply as application
 from p2v_sync.fixup.catalogue import FIXUPS
 from p2v_sync.fixup.draft import Draft
@@ -23,7 +24,15 @@ from p2v_sync.fixup.roots import find_roots, volume_name
 from p2v_sync.fixup.runner import make_plan
 from p2v_sync.fixup.tree import Tree
 from p2v_sync.overlay.mounting import OverlayMounter
-from p2v_sync.overlay.snapshot import MOUNTS, Overlay, check_untouched, check_usable
+from p2v_sync.overlay.snapshot import (
+    MOUNTS,
+    Overlay,
+    check_untouched,
+    check_usable,
+    create_overlays,
+    list_overlays,
+    remove_overlays,
+)
 from p2v_sync.overlay.stack import assembled
 
 
@@ -35,6 +44,27 @@ class Look:
     storage: Storage
     machine: Machine
     problems: tuple[str, ...] = ()
+
+
+@contextmanager
+def overlays_over(disks: Sequence[Path]) -> Iterator[list[Overlay]]:
+    """Those that the disks have; else new ones, which are removed after the ``with``.
+
+    Raises OverlayError and what ``create_overlays`` raises.
+    """
+    names = [str(disk) for disk in disks]
+    try:
+        there = list_overlays(names)
+    except OverlayError:
+        there = []
+    if there:
+        yield there
+        return
+    made = create_overlays(disks)
+    try:
+        yield made
+    finally:
+        remove_overlays([overlay.disk for overlay in made])
 
 
 def with_drivers(guest: Guest, tree: Tree) -> Guest:

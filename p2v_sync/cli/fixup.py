@@ -10,35 +10,37 @@ from typing import Any
 
 import click
 
+from p2v_sync.cli.options import PATH, check_guest, disks_argument, root_option
 from p2v_sync.device.machine import Machine
 from p2v_sync.device.storage import NOTHING_KNOWN, Storage
-from p2v_sync.errors import ConfigError, FixupError
+from p2v_sync.errors import ConfigError
 from p2v_sync.fixup import apply as application
-from p2v_sync.fixup.catalogue import FIXUPS
 from p2v_sync.fixup.diff import format_finding, format_plan, plan_to_json, printable
-from p2v_sync.fixup.inspect import inspect
-from p2v_sync.fixup.plan import Bus, Context, Finding, Hypervisor, Plan, Severity, Target
-from p2v_sync.fixup.runner import make_plan
+from p2v_sync.fixup.plan import Bus, Finding, Hypervisor, Plan, Severity, Target
 from p2v_sync.fixup.tree import Tree
+from p2v_sync.guest_disks import (
+    Look,
+    check_possible,
+    fix_disks,
+    look_at_directory,
+    overlays_over,
+    plan_disks,
+    plan_for,
+)
+from p2v_sync.overlay.snapshot import list_overlays
 from p2v_sync.units import MIB
 
 _FACTS_MOST = 16 * MIB
 
-_root = click.option(
-    "--root",
-    metavar="DIR",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="The directory where the guest's root file system is.",
-)
 _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What plan and apply have in common."""
+    """What plan and apply have in common.  Either ``disks`` or ``root``."""
 
-    root: Path
+    disks: tuple[Path, ...]
+    root: Path | None
     facts: Path | None
     target: Target
 
@@ -47,8 +49,10 @@ def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
     """``command(asked, …)`` with the options that say which guest, and what it becomes."""
 
     @wraps(command)  # with its own options
-    def run(root: Path, facts: Path | None, target: str, bus: str, **others: Any) -> None:
-        command(_Asked(root, facts, Target(Hypervisor(target), Bus(bus))), **others)
+    def run(disks: tuple[Path, ...], root: Path | None, facts: Path | None, **others: Any) -> None:
+        check_guest(disks, root)
+        target = Target(Hypervisor(others.pop("target")), Bus(others.pop("bus")))
+        command(_Asked(disks, root, facts, target), **others)
 
     for option in (
         click.option(
@@ -67,21 +71,47 @@ def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
             "--facts",
             metavar="FILE",
             type=click.Path(path_type=Path),
-            help="The guest's disks and machine, as inspect --json says them.",
+            help="With --root: the guest's disks and machine, as inspect --json says them.",
         ),
-        _root,
+        root_option,
+        disks_argument,
     ):
         run = option(run)
     return run
 
 
 @contextmanager
-def _planned(asked: _Asked) -> Iterator[tuple[Tree, Plan]]:
+def _in_directory(asked: _Asked, root: Path) -> Iterator[tuple[Tree, Plan]]:
     """The guest's files, and the plan for them."""
     storage, machine = _read_facts(asked.facts) if asked.facts else (NOTHING_KNOWN, Machine())
-    with Tree(asked.root) as tree:
-        context = Context(inspect(tree, storage, machine), storage, machine, asked.target)
-        yield tree, make_plan(tree, context, FIXUPS)
+    with Tree(root) as tree:
+        yield tree, plan_for(tree, look_at_directory(tree, storage, machine), asked.target)
+
+
+def _plan(asked: _Asked) -> Plan:
+    if asked.root is not None:
+        with _in_directory(asked, asked.root) as (_, plan):
+            return plan
+    with overlays_over(asked.disks) as overlays:
+        look, plan = plan_disks(overlays, asked.target)
+    return _with_problems(plan, look)
+
+
+def _apply(asked: _Asked) -> Plan:
+    if asked.root is not None:
+        with _in_directory(asked, asked.root) as (tree, plan):
+            check_possible(plan)
+            application.apply(tree, plan.edits)
+            return plan
+    # Not on ones that would be gone a moment later.
+    look, plan = fix_disks(list_overlays([str(disk) for disk in asked.disks]), asked.target)
+    return _with_problems(plan, look)
+
+
+def _with_problems(plan: Plan, look: Look) -> Plan:
+    """What was found out about the disks is worth knowing too."""
+    said = [Finding("disks", Severity.WARNING, problem) for problem in look.problems]
+    return Plan(plan.edits, [*said, *plan.findings])
 
 
 def _read_facts(path: Path) -> tuple[Storage, Machine]:
@@ -109,36 +139,38 @@ def fixup() -> None:
 @_as_json
 def plan_command(asked: _Asked, as_json: bool) -> None:
     """Show every change as a diff, and what is worth knowing; nothing is written."""
-    with _planned(asked) as (_, plan):
-        if as_json:
-            click.echo(json.dumps(plan_to_json(plan)))
-            return
-        for line in format_plan(plan):
-            click.echo(line)
-        click.echo(_summary(plan))
+    plan = _plan(asked)
+    if as_json:
+        click.echo(json.dumps(plan_to_json(plan)))
+        return
+    for line in format_plan(plan):
+        click.echo(line)
+    click.echo(_summary(plan))
 
 
 @fixup.command("apply")
 @_guest_options
 @_as_json
 def apply_command(asked: _Asked, as_json: bool) -> None:
-    """Carry the plan out on the files in DIR; revert takes it back."""
-    with _planned(asked) as (tree, plan):
-        fatal = next((each for each in plan.findings if each.severity is Severity.FATAL), None)
-        if fatal is not None:
-            raise FixupError(fatal.text, hint=fatal.hint)
-        application.apply(tree, plan.edits)
-        if as_json:
-            click.echo(json.dumps(plan_to_json(plan)))
-            return
-        for edit in plan.edits:
-            click.echo(printable(f"{edit.path} [{', '.join(edit.fixups)}]"))
-        _say(plan.findings)
-        click.echo(_summary(plan))
+    """Carry the plan out in DIR, or on the overlays of the disks; never on the disks."""
+    plan = _apply(asked)
+    if as_json:
+        click.echo(json.dumps(plan_to_json(plan)))
+        return
+    for edit in plan.edits:
+        click.echo(printable(f"{edit.path} [{', '.join(edit.fixups)}]"))
+    _say(plan.findings)
+    click.echo(_summary(plan))
 
 
 @fixup.command("revert")
-@_root
+@click.option(
+    "--root",
+    type=PATH,
+    required=True,
+    metavar="DIR",
+    help="The directory where the guest's root file system is.",
+)
 def revert_command(root: Path) -> None:
     """Restore what apply changed in DIR, byte for byte, as its record there says."""
     with Tree(root) as tree:

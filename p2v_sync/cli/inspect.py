@@ -2,70 +2,68 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from p2v_sync.cli.options import check_guest, disks_argument, root_option
 from p2v_sync.device.attributes import clean
 from p2v_sync.device.machine import Machine
-from p2v_sync.device.storage import NOTHING_KNOWN, Storage
+from p2v_sync.device.storage import NOTHING_KNOWN
 from p2v_sync.errors import FixupError
-from p2v_sync.fixup import inspect as inspection
 from p2v_sync.fixup.guest import BootLoader, Guest, Kernel
 from p2v_sync.fixup.inspect.blockers import blockers, is_system
 from p2v_sync.fixup.tree import Tree
+from p2v_sync.guest_disks import Look, inspect_disks, look_at_directory, overlays_over
 
 _WIDTH = 15  # of the first column
 
 Row = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """All that is known before anything is changed."""
-
-    guest: Guest
-    storage: Storage
-    machine: Machine
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "guest": self.guest.to_json(),
-            "storage": self.storage.to_json(),
-            "machine": self.machine.to_json(),
-            "blockers": list(blockers(self.guest)),
-        }
+def to_json(look: Look) -> dict[str, Any]:
+    """What ``fixup plan --facts`` reads."""
+    return {
+        "guest": look.guest.to_json(),
+        "storage": look.storage.to_json(),
+        "machine": look.machine.to_json(),
+        "problems": list(look.problems),
+        "blockers": list(blockers(look.guest)),
+    }
 
 
-def inspect_directory(root: Path) -> Inspection:
+def _look_at_directory(root: Path) -> Look:
     """Raises FixupError when there is no system."""
-    machine = Machine()
     with Tree(root) as tree:
-        guest = inspection.inspect(tree, NOTHING_KNOWN, machine)
-    if not is_system(guest):
+        look = look_at_directory(tree, NOTHING_KNOWN, Machine())
+    if not is_system(look.guest):
         raise FixupError(
             f"there is no system in {root}: no release file, no fstab, no kernel, no Windows",
             hint="name the directory where the guest's root file system is",
         )
-    return Inspection(guest, NOTHING_KNOWN, machine)
+    return look
 
 
 @click.command("inspect")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="A directory with the guest's files.",
-)
+@disks_argument
+@root_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def inspect(root: Path, as_json: bool) -> None:
+def inspect(disks: tuple[Path, ...], root: Path | None, as_json: bool) -> None:
     """Show what would be converted.  Nothing is written or run."""
-    found = inspect_directory(root)
-    for line in [json.dumps(found.to_json())] if as_json else format_guest(found.guest):
+    check_guest(disks, root)
+    if root is not None:
+        look = _look_at_directory(root)
+    else:
+        with overlays_over(disks) as overlays:
+            look = inspect_disks(overlays)
+    if as_json:
+        click.echo(json.dumps(to_json(look)))
+        return
+    for line in format_guest(look.guest):
         click.echo(line)
+    for problem in look.problems:
+        click.echo(f"{'problem':<{_WIDTH}} {clean(problem.encode(errors='surrogateescape'))}")
 
 
 def format_guest(guest: Guest) -> Iterator[str]:
