@@ -90,7 +90,7 @@ def choose(
     wishes: Wishes,
     hardware: Twins = UNKNOWN_GUEST,
 ) -> Definitions:
-    """The two definitions.  ``images``: in the order of the boot firmware, the boot disk first.
+    """The two definitions.  ``images``: in the order of ``vm.boot_order``, the boot disk first.
 
     ``hardware``: what the guest's drivers allow once it is fixed up; not asked for Windows, whose
     own drivers are known.  ``guest``: None when nobody looked.  Raises ConfigError for wishes that
