@@ -1,9 +1,28 @@
 """All fix-ups, in the order in which they are planned."""
 
-from p2v_sync.fixup import crypttab, device_map, fstab, hibernation, kernel_root, leftovers
+from p2v_sync.fixup import (
+    cloud_init,
+    console,
+    crypttab,
+    device_map,
+    fstab,
+    graphics,
+    hibernation,
+    identity,
+    kernel_parameters,
+    kernel_root,
+    leftovers,
+    lvm,
+    md,
+    multipath,
+    network_configs,
+    network_names,
+    services,
+    uefi_fallback,
+)
 from p2v_sync.fixup.plan import Fixup
 
-# Checks, storage names, initramfs, boot chain, network, system, labels, what is left.
+# Checks, storage names, boot chain, network, system, initramfs, labels, what is left.
 # The initramfs comes after all that wants files in it (Draft.want_in_initramfs).
 FIXUPS: tuple[Fixup, ...] = (
     *hibernation.FIXUPS,
@@ -12,6 +31,21 @@ FIXUPS: tuple[Fixup, ...] = (
     *crypttab.FIXUPS,
     *kernel_root.FIXUPS,
     *device_map.FIXUPS,
+    *lvm.FIXUPS,
+    *multipath.FIXUPS,
+    *md.FIXUPS,
+    # boot chain
+    *uefi_fallback.FIXUPS,
+    *console.FIXUPS,
+    *kernel_parameters.FIXUPS,
+    # network
+    *network_names.FIXUPS,
+    *network_configs.FIXUPS,
+    # system
+    *services.FIXUPS,
+    *graphics.FIXUPS,
+    *cloud_init.FIXUPS,
+    *identity.FIXUPS,
     # what the guest remembers of its devices, which was evidence until now
     *device_map.LAST,
     *leftovers.FIXUPS,
