@@ -122,8 +122,10 @@ class NicNames:
             elif mac not in names.pinned:
                 new[name] = mac
         self._write_links(draft, new)
-        self._write_rules(draft, context, new)
-        self._write_hwaddr(draft, context, new)
+        if _renames_by_hwaddr(draft, context):
+            self._write_hwaddr(draft, context, new)
+        else:
+            self._write_rules(draft, context, new)
         yield from self._open(names, context)
         yield from self._order(names, context)
 
@@ -161,11 +163,6 @@ class NicNames:
 
     @staticmethod
     def _write_hwaddr(draft: Draft, context: Context, names: Mapping[str, str]) -> None:
-        """RHEL 4 and 5: the network scripts rename by HWADDR, and no rules are made."""
-        old = context.guest.distribution.family in (Family.RHEL, Family.FEDORA)
-        makes_rules = any(draft.exists(f"/lib/udev/rules.d/{each}") for each in _GENERATORS)
-        if not old or makes_rules or has_link_files(draft):
-            return
         for interface in context.guest.interfaces:
             is_ifcfg = interface.stack is NetworkStack.IFCFG_RH and interface.name in names
             text = draft.text_or_empty(interface.config) if is_ifcfg else ""
@@ -195,6 +192,13 @@ class NicNames:
             yield self._note(
                 f"the virtual machine's interfaces have to come in this order: {in_order}"
             )
+
+
+def _renames_by_hwaddr(draft: Draft, context: Context) -> bool:
+    """RHEL 4 and 5: the network scripts do it; their udev may not know the rules of later ones."""
+    is_red_hat = context.guest.distribution.family in (Family.RHEL, Family.FEDORA)
+    makes_rules = any(draft.exists(f"/lib/udev/rules.d/{each}") for each in _GENERATORS)
+    return is_red_hat and not makes_rules and not has_link_files(draft)
 
 
 def has_link_files(draft: Draft) -> bool:

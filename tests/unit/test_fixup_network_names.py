@@ -221,10 +221,12 @@ def test_very_old_udev_is_spoken_to_in_its_own_words(old: PlainGuest) -> None:
 def test_rhel_5_renames_by_hwaddr(tmp_path: Path) -> None:
     path = "/etc/sysconfig/network-scripts/ifcfg-eth0"
     guest = PlainGuest(tmp_path, {path: "DEVICE=eth0\nONBOOT=yes"})
+    guest.at("/etc/udev/rules.d").mkdir(parents=True)
     eth0 = Interface("eth0", stack=NetworkStack.IFCFG_RH, config=path)
     nics = (Nic("eth0", FIRST, "bnx2", "0000:02:00.0"),)
     guest.fix(context(eth0, nics=nics, family=Family.RHEL), NicNames())
     assert guest.text(path) == f"DEVICE=eth0\nONBOOT=yes\nHWADDR={FIRST}\n"
+    assert not guest.has(RULES)
 
 
 @pytest.mark.parametrize("matched", ['KERNELS=="0000:02:00.0"', 'ID=="0000:02:00.0"'])

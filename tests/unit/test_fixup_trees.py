@@ -22,10 +22,14 @@ from p2v_sync.fixup.guest import (
     BootLoader,
     Distribution,
     Family,
+    Firmware,
     Generator,
     Guest,
     Init,
+    Interface,
     LoaderKind,
+    Mount,
+    NetworkStack,
 )
 from p2v_sync.fixup.plan import Context, Plan
 from p2v_sync.fixup.runner import make_plan
@@ -61,6 +65,14 @@ def guest_of(record: dict[str, Any]) -> Guest:
         generator=Generator(record.get("generator", "other")),
         init=Init(record.get("init", "unknown")),
         is_hibernated=bool(record.get("is_hibernated")),
+        architecture=record.get("architecture", ""),
+        firmware=Firmware(record["firmware"]) if "firmware" in record else None,
+        mounts=tuple(Mount(*each) for each in record.get("mounts", ())),
+        interfaces=tuple(
+            Interface(name, mac, NetworkStack(stack), config)
+            for name, mac, stack, config in record.get("interfaces", ())
+        ),
+        uses=tuple(record.get("uses", ())),
     )
 
 
