@@ -11,9 +11,11 @@ from types import FrameType
 import click
 
 from p2v_sync import __version__
+from p2v_sync.cli.cutover import cutover
 from p2v_sync.cli.demo import demo
 from p2v_sync.cli.disks import disks
 from p2v_sync.cli.render import show_error
+from p2v_sync.cli.rollback import rollback
 from p2v_sync.cli.status import status
 from p2v_sync.cli.sync import sync
 from p2v_sync.cli.verify import verify
@@ -34,7 +36,7 @@ def cli(debug: bool) -> None:
     logging.getLogger("paramiko").setLevel(logging.DEBUG if debug else logging.CRITICAL)
 
 
-for command in (sync, status, verify, disks, demo):
+for command in (sync, status, verify, cutover, rollback, disks, demo):
     cli.add_command(command)
 
 

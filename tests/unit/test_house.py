@@ -25,7 +25,7 @@ LAYERS = (
     ("overlay",),
     ("engine", "fixup"),
     ("vm",),
-    ("jobs",),
+    ("jobs", "cutover"),
     ("convert",),
     ("demo",),
     ("cli", "wizard"),
