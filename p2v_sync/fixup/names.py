@@ -98,7 +98,9 @@ def _logical_volume(name: str) -> str:
 def _other_family(name: str, storage: Storage) -> list[Volume]:
     """hda1 of an old kernel is sda1 of a new one: said only where there is one disk."""
     found = _BY_BUS.fullmatch(name)
-    if not found or found["letters"] != "a" or not found["number"] or len(storage.disks) != 1:
+    if not found or found["letters"] != "a" or not found["number"]:
+        return []
+    if not storage.is_complete or len(storage.disks) != 1:
         return []
     (disk,) = storage.disks
     if not re.fullmatch(r"(?:[hs]d|vd|xvd)[a-z]+", disk):
