@@ -178,7 +178,7 @@ class LoaderDefaults:
         if not draft.is_file(_DEBCONF):
             return
         entry = re.search(
-            r"^Name: grub-pc/install_devices\n(?:.+\n)*?Value: *(/dev/\S.*)$",
+            r"^Name: grub-pc/install_devices\n(?:.+\n){0,20}?Value: *(/dev/\S.*)$",
             draft.text(_DEBCONF),
             re.MULTILINE,
         )

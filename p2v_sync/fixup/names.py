@@ -19,13 +19,15 @@ _TAGS: dict[str, Callable[[Volume], str]] = {
     "PARTUUID": lambda volume: volume.part_uuid,
     "PARTLABEL": lambda volume: volume.part_label,
 }
+_LONGEST = 1024
 _DEVICES = {f"disk/by-{tag.lower()}/": tag for tag in _TAGS}
 _HEX_ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 
 
 def device_name(spec: str) -> str | None:
     """``/dev/sda1`` → ``sda1``; None for what is no path below /dev."""
-    path = posixpath.normpath(spec) if spec.startswith("/dev/") else ""
+    is_path = spec.startswith("/dev/") and len(spec) <= _LONGEST
+    path = posixpath.normpath(spec) if is_path else ""
     return path.removeprefix("/dev/") if path.startswith("/dev/") else None
 
 
