@@ -6,6 +6,7 @@ same command resumes whatever ended the last one.
 """
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +188,7 @@ class Conversion:
         Raises OverlayFull: what is half in an overlay must not be sent.
         """
         try:
-            look, plan = fix_disks(overlays, self._config.target, run=self._job)
+            look, plan = fix_disks(overlays, self._config.target, uuid.uuid4().hex)
         except FixupError as error:
             self._say(f"the guest was not fixed up: {error}; it gets hardware that it knows")
             look, plan = plan_disks(overlays, self._config.target)

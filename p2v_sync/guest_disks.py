@@ -143,8 +143,8 @@ def plan_disks(overlays: Sequence[Overlay], target: Target) -> tuple[Look, Plan]
         return look, plan_for(tree, look, target)
 
 
-def fix_disks(overlays: Sequence[Overlay], target: Target, run: str = "") -> tuple[Look, Plan]:
-    """Plan and apply on the overlays.
+def fix_disks(overlays: Sequence[Overlay], target: Target, run: str) -> tuple[Look, Plan]:
+    """Plan and apply on the overlays.  ``run``: what the guest's record calls this application.
 
     Raises FixupError, OverlayFull when the changes did not fit (nothing of them may be used then).
     """

@@ -1,6 +1,7 @@
 """``p2v-sync fixup``: what would make a guest boot as a virtual machine, done and taken back."""
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,13 +99,15 @@ def _plan(asked: _Asked) -> Plan:
 
 
 def _apply(asked: _Asked) -> Plan:
+    run = uuid.uuid4().hex
     if asked.root is not None:
         with _in_directory(asked, asked.root) as (tree, plan):
             check_possible(plan)
-            application.apply(tree, plan.edits)
+            application.apply(tree, plan.edits, run)
             return plan
     # Not on ones that would be gone a moment later.
-    look, plan = fix_disks(list_overlays([str(disk) for disk in asked.disks]), asked.target)
+    overlays = list_overlays([str(disk) for disk in asked.disks])
+    look, plan = fix_disks(overlays, asked.target, run)
     return _with_problems(plan, look)
 
 
