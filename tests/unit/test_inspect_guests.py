@@ -49,11 +49,12 @@ def test_an_empty_directory_is_all_problems(tmp_path: Path) -> None:
 
 # Hostile content
 
-_PATHS = sorted(
+_PATHS = sorted(  # but for those that would make it a Windows
     {
         match[1]
         for guest in (Path(__file__).parents[1] / "guests").glob("*.guest")
         for match in re.finditer(r"^=== (/\S+[^/\s])( |$)", guest.read_text(), re.MULTILINE)
+        if not guest.name.startswith("windows")
     }
 )
 
@@ -79,7 +80,7 @@ def put_if_possible(root: Path, path: str) -> Path | None:
     place = root / path.lstrip("/")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
+    except OSError:
         return None
     return None if os.path.lexists(place) else place
 
@@ -105,13 +106,15 @@ def test_binary_junk_is_no_configuration(size: int, tmp_path: Path) -> None:
         place = put_if_possible(tmp_path, path)
         if place is not None:
             place.write_bytes(junk)
-    write("", tmp_path).inspected()
+    found = write("", tmp_path).inspected()
+    if size:
+        assert "/etc/fstab in the guest is no text" in found.problems
 
 
 def test_an_endless_file_is_not_read(tmp_path: Path) -> None:
     for path in _PATHS:
         place = put_if_possible(tmp_path, path)
-        if place is not None and "indows" not in path.lower():
+        if place is not None:
             with place.open("wb") as file:
                 file.truncate(1 << 40)
     found = write("", tmp_path).inspected()
