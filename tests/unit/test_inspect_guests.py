@@ -247,6 +247,13 @@ def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:
     assert "dynamic disks" in text
 
 
+def test_what_is_shown_moves_no_cursor(tmp_path: Path) -> None:
+    built = write("=== /etc/fstab\nUUID=\x1b[2J\x9b /\x07 ext4\n", tmp_path)
+    lines = list(format_guest(built.inspected()))
+    assert any("UUID=[2J" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_no_system_is_one_clear_error(is_there: bool, tmp_path: Path) -> None:
     result = run("--root", tmp_path if is_there else tmp_path / "none")

@@ -98,7 +98,10 @@ GRUB = "=== /boot/grub/grub.cfg\nmenuentry 'x' {\n linux /vmlinuz-1 root=/dev/sd
 
 
 def test_a_real_configuration_in_the_efi_partition_comes_first(tmp_path: Path) -> None:
-    text = f"{GRUB}=== /boot/efi/EFI/centos/grub.cfg\nmenuentry 'y' {{\n linuxefi /vmlinuz-1\n}}\n"
+    text = (
+        f"{GRUB}=== /boot/efi/EFI/centos/grub.cfg\nmenuentry 'y' {{\n linuxefi /vmlinuz-1\n}}\n"
+        "configfile $prefix/custom.cfg\n"
+    )
     found = guest(text, tmp_path).inspected()
     assert [loader.config for loader in found.boot_loaders] == [
         "/boot/efi/EFI/centos/grub.cfg",
