@@ -49,11 +49,12 @@ def test_an_empty_directory_is_all_problems(tmp_path: Path) -> None:
 
 # Hostile content
 
-_PATHS = sorted(
+_PATHS = sorted(  # but for those that would make it a Windows
     {
         match[1]
         for guest in (Path(__file__).parents[1] / "guests").glob("*.guest")
         for match in re.finditer(r"^=== (/\S+[^/\s])( |$)", guest.read_text(), re.MULTILINE)
+        if not guest.name.startswith("windows")
     }
 )
 
@@ -79,7 +80,7 @@ def put_if_possible(root: Path, path: str) -> Path | None:
     place = root / path.lstrip("/")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
+    except OSError:
         return None
     return None if os.path.lexists(place) else place
 
@@ -105,13 +106,15 @@ def test_binary_junk_is_no_configuration(size: int, tmp_path: Path) -> None:
         place = put_if_possible(tmp_path, path)
         if place is not None:
             place.write_bytes(junk)
-    write("", tmp_path).inspected()
+    found = write("", tmp_path).inspected()
+    if size:
+        assert "/etc/fstab in the guest is no text" in found.problems
 
 
 def test_an_endless_file_is_not_read(tmp_path: Path) -> None:
     for path in _PATHS:
         place = put_if_possible(tmp_path, path)
-        if place is not None and "indows" not in path.lower():
+        if place is not None:
             with place.open("wb") as file:
                 file.truncate(1 << 40)
     found = write("", tmp_path).inspected()
@@ -242,6 +245,13 @@ def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:
     text = "\n".join(format_guest(build("windows2019", tmp_path).inspected()))
     assert "powercfg /h off" in text
     assert "dynamic disks" in text
+
+
+def test_what_is_shown_moves_no_cursor(tmp_path: Path) -> None:
+    built = write("=== /etc/fstab\nUUID=\x1b[2J\x9b /\x07 ext4\n", tmp_path)
+    lines = list(format_guest(built.inspected()))
+    assert any("UUID=[2J" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize("is_there", [True, False])

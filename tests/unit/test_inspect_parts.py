@@ -98,7 +98,10 @@ GRUB = "=== /boot/grub/grub.cfg\nmenuentry 'x' {\n linux /vmlinuz-1 root=/dev/sd
 
 
 def test_a_real_configuration_in_the_efi_partition_comes_first(tmp_path: Path) -> None:
-    text = f"{GRUB}=== /boot/efi/EFI/centos/grub.cfg\nmenuentry 'y' {{\n linuxefi /vmlinuz-1\n}}\n"
+    text = (
+        f"{GRUB}=== /boot/efi/EFI/centos/grub.cfg\nmenuentry 'y' {{\n linuxefi /vmlinuz-1\n}}\n"
+        "configfile $prefix/custom.cfg\n"
+    )
     found = guest(text, tmp_path).inspected()
     assert [loader.config for loader in found.boot_loaders] == [
         "/boot/efi/EFI/centos/grub.cfg",
@@ -190,6 +193,28 @@ def test_the_firmware(
 ) -> None:
     volumes = [Volume("/x", "sda", 1, part_type=kind) for kind in types]
     assert guest(text, tmp_path, *volumes, is_uefi=is_uefi).inspected().firmware is expected
+
+
+# Networks
+
+
+@pytest.mark.timeout(20)
+def test_interfaces_that_source_themselves_end(tmp_path: Path) -> None:
+    text = "=== /etc/network/interfaces\nsource interfaces\nsource-directory .\niface a inet dhcp\n"
+    (interface,) = guest(text, tmp_path).inspected().interfaces
+    assert (interface.name, interface.config) == ("a", "/etc/network/interfaces")
+
+
+def test_an_address_that_is_given_to_a_card_is_not_its_own(tmp_path: Path) -> None:
+    text = (
+        "=== /etc/sysconfig/network-scripts/ifcfg-a\nDEVICE=a\nMACADDR=02:00:00:00:00:01\n"
+        "=== /etc/netplan/a.yaml\nnetwork:\n  ethernets:\n    b:\n      match:\n"
+        "        name: en*\n      macaddress: 02:00:00:00:00:02\n"
+        "=== /etc/NetworkManager/system-connections/c\n[connection]\ninterface-name=c\n"
+        "[ethernet]\ncloned-mac-address=02:00:00:00:00:03\n"
+    )
+    found = guest(text, tmp_path).inspected().interfaces
+    assert [(each.name, each.mac) for each in found] == [("a", ""), ("c", ""), ("en*", "")]
 
 
 # What makes the initramfs, and process 1

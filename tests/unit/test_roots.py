@@ -169,7 +169,7 @@ def below(directory: str, text: str) -> str:
 def test_a_subvolume_that_calls_itself_root_is_the_root(lab: Lab) -> None:
     volume = part("sda", 1, "btrfs")
     own = system("Ubuntu", "UUID=sda1 / btrfs defaults,subvol=/@ 0 0")
-    top = below("@", own) + below("@_before_upgrade", own) + "=== /@home/me/\n"
+    top = below("@", own) + below("0_before_upgrade", own) + "=== /@home/me/\n"
     lab.add(volume, top)
     lab.add(volume, top, "subvolid=5")
     found = find_roots(lab.storage, lab.mounter, lab.point)
@@ -195,7 +195,9 @@ def test_no_name_of_a_subvolume_becomes_a_mount_option_or_leads_out(
     write(system("Outside", "UUID=sda1 / btrfs subvol=@ 0 0"), outside)
     own = system("X", "UUID=sda1 / btrfs subvol=@,suid,dev 0 0")
     lab.add(volume, "=== /x/\n")
-    lab.add(volume, f"=== /@ -> {outside}\n{below('@,suid,dev', own)}", "subvolid=5")
+    lab.add(
+        volume, f"=== /@ -> {outside}\n=== {outside}/\n{below('@,suid,dev', own)}", "subvolid=5"
+    )
     assert find_roots(lab.storage, lab.mounter, lab.point).chosen is None
 
 
