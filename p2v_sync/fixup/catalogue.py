@@ -4,6 +4,7 @@ from p2v_sync.fixup import (
     cloud_init,
     console,
     crypttab,
+    default_kernel,
     device_map,
     fstab,
     graphics,
@@ -36,6 +37,7 @@ FIXUPS: tuple[Fixup, ...] = (
     *md.FIXUPS,
     # boot chain
     *uefi_fallback.FIXUPS,
+    *default_kernel.FIXUPS,
     *console.FIXUPS,
     *kernel_parameters.FIXUPS,
     # network
