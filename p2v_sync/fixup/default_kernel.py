@@ -50,9 +50,10 @@ class _Entry:
 
     @property
     def is_usual(self) -> bool:
+        """Xen's entries have modules, no initrd."""
         commands = {line.split()[0] for line in self.lines if line.split()}
         has_initrd = any(each.startswith("initrd") for each in commands)
-        return has_initrd and not self.starts_xen and not _IS_RESCUE.search(self.title)
+        return has_initrd and not _IS_RESCUE.search(self.title)
 
 
 class DefaultKernel:
