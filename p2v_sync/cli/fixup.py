@@ -1,6 +1,7 @@
 """``p2v-sync fixup``: what would make a guest boot as a virtual machine, done and taken back."""
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def apply_command(asked: _Asked, as_json: bool) -> None:
         fatal = next((each for each in plan.findings if each.severity is Severity.FATAL), None)
         if fatal is not None:
             raise FixupError(fatal.text, hint=fatal.hint)
-        application.apply(tree, plan.edits)
+        application.apply(tree, plan.edits, uuid.uuid4().hex)
         if as_json:
             click.echo(json.dumps(plan_to_json(plan)))
             return

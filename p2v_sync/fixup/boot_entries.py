@@ -29,6 +29,7 @@ _GRUB_DROP_INS = "/etc/default/grub.d/*.cfg"
 _GRUB_NAME = "GRUB_CMDLINE_LINUX"
 _PLAIN = ("/etc/kernel/cmdline", "/etc/kernel/cmdline.d/*.conf")
 _ALPINE = "/etc/update-extlinux.conf"
+_CUSTOM = ("/etc/grub.d/4*_custom",)  # entries that grub-mkconfig copies as they are
 # Each variable is a command line of its own.
 _WHOLE = {
     "/etc/sysconfig/bootloader": ("DEFAULT_APPEND", "FAILSAFE_APPEND", "XEN_KERNEL_APPEND"),
@@ -88,8 +89,9 @@ class _Files:
             return None
 
     def glob(self, pattern: str) -> Iterator[Document]:
+        """Those that are not open yet."""
         for path in self.draft.glob(pattern):
-            document = self.open(path)
+            document = None if self.is_open(path) else self.open(path)
             if document is not None:
                 yield document
 
@@ -116,6 +118,10 @@ def _sites(files: _Files, guest: Guest) -> Iterator[Site]:
             yield from parser(document) if document is not None else ()
         if loader.entries:
             yield from _bls(files, loader)
+        if loader.kind in (LoaderKind.GRUB2, LoaderKind.GRUB2_BLS):
+            for pattern in (f"{posixpath.dirname(loader.config)}/custom.cfg", *_CUSTOM):
+                for document in files.glob(pattern):
+                    yield from boot_formats.grub_cfg(document)
     yield from _defaults(files)
 
 

@@ -150,7 +150,7 @@ def _grub_entries(document: Document, commands: list[_Command]) -> Iterator[Site
             path, start = command.split(Dialect.SHELL)
             text = document.original[start : command.end]
             part = document.cut(start, command.end, Part(text, Dialect.SHELL, lead=" "))
-            initrds = _initrds(commands[number + 1 :], Dialect.SHELL)
+            initrds = _initrds(commands, number + 1, Dialect.SHELL)
             yield Entry(document.path, path, initrds, is_rescue=_rescue(title, path)), [part]
 
 
@@ -161,11 +161,11 @@ def _starts_linux(command: _Command, before: str) -> bool:
     return command.name.startswith("linux")
 
 
-def _initrds(following: list[_Command], dialect: Dialect) -> tuple[str, ...]:
+def _initrds(commands: list[_Command], at: int, dialect: Dialect) -> tuple[str, ...]:
+    """Those that follow each other from ``at`` on."""
     found: list[str] = []
-    for command in following:
-        if not command.name.startswith(("initrd", "module")):
-            break
+    while at < len(commands) and commands[at].name.startswith(("initrd", "module")):
+        command, at = commands[at], at + 1
         found += [each for each in dialect.value.findall(command.arguments) if each[:2] != "--"]
     return tuple(found)
 
@@ -176,13 +176,15 @@ def _rescue(*texts: str) -> bool:
 
 # Boot Loader Specification: GRUB of RHEL 8 and later, systemd-boot
 
-_BLS_LINE = re.compile(r"^(title|linux|initrd|options)[ \t]+(.*?)[ \t\r]*$", re.MULTILINE)
+_BLS_LINE = re.compile(r"^(title|linux|initrd|options)[ \t]+(.*)$", re.MULTILINE)
 
 
 def bls(document: Document, kernelopts: Part | None) -> Iterator[Site]:
     """``options`` lines of an entry.  ``kernelopts``: what its ``$kernelopts`` stands for."""
     found = list(_BLS_LINE.finditer(document.original))
-    said = {key: [each[2] for each in found if each[1] == key] for key in ("linux", "initrd")}
+    said = {
+        key: [each[2].strip() for each in found if each[1] == key] for key in ("linux", "initrd")
+    }
     if not said["linux"]:
         return
     parts = [document.cut(*each.span(2), Part(each[2])) for each in found if each[1] == "options"]
@@ -230,7 +232,7 @@ def menu_lst(document: Document) -> Iterator[Site]:
             path, start = command.split(Dialect.KERNEL)
             text = document.original[start : command.end]
             part = document.cut(start, command.end, Part(text, lead=" "))
-            initrds = _initrds(commands[number + 1 :], Dialect.KERNEL)
+            initrds = _initrds(commands, number + 1, Dialect.KERNEL)
             yield Entry(document.path, path, initrds, is_rescue=_rescue(title, path)), [part]
 
 
@@ -252,7 +254,7 @@ def _is_legacy_linux(command: _Command, before: _Command | None) -> bool:
 # SYSLINUX, EXTLINUX, U-Boot
 
 _SYSLINUX_LINE = re.compile(
-    r"^[ \t]*(label|kernel|linux|initrd|append)[ \t]+(.*?)[ \t\r]*$", re.MULTILINE | re.IGNORECASE
+    r"^[ \t]*(label|kernel|linux|initrd|append)[ \t]+(.*)$", re.MULTILINE | re.IGNORECASE
 )
 
 
@@ -271,12 +273,12 @@ def extlinux(document: Document) -> Iterator[Site]:
         part = document.cut(*line.span(2), Part(line[2]))
         kernel = said.get("linux") or said.get("kernel")
         inside = re.findall(r"(?:^|\s)initrd=(\S+)", line[2])
-        initrds = [*inside, *([said["initrd"][2]] if "initrd" in said else [])]
+        initrds = [*inside, *([said["initrd"][2].strip()] if "initrd" in said else [])]
         label = said["label"][2] if "label" in said else ""
         yield (
             Entry(
                 document.path,
-                kernel[2] if kernel else "",
+                kernel[2].strip() if kernel else "",
                 tuple(initrds),
                 is_default=number == 0,
                 is_rescue=_rescue(label),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 from p2v_sync.device.storage import Storage, Volume
@@ -17,10 +17,8 @@ _BLKID = ("/etc/blkid.tab", "/etc/blkid/blkid.tab")
 _BLKID_DEVICE = re.compile(r"<device([^<>]*)>\s*(/dev/[^<>\s]+)\s*</device>")
 _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 _INSTALLED = re.compile(r"#\s*(\S+) was on (/dev/\S+) during installation")  # Debian, Ubuntu
-_SEARCH = re.compile(
-    r"^\s*(?:search\b.*--fs-uuid\b.*?|uuid\s+)(?<![\w-])([0-9A-Fa-f][0-9A-Fa-f-]{7,35})\s*$",
-    re.MULTILINE,
-)
+_UUID = re.compile(r"[0-9A-Fa-f][0-9A-Fa-f-]{7,35}")
+_MOST_VOLUMES = 256
 _PARTITION = re.compile(r"([hs]d[a-z]+|x?vd[a-z]+|nvme\d+n\d+(?=p)|mmcblk\d+(?=p))p?(\d+)")
 
 
@@ -37,7 +35,8 @@ def known_storage(draft: Draft, guest: Guest, storage: Storage) -> Storage:
     A name for which two of them tell different things is left out.
     """
     if not storage.is_complete:
-        found = [*storage.volumes, *_volumes(_all_said(Draft(draft.tree), guest))]
+        told = islice(_volumes(_all_said(Draft(draft.tree), guest)), _MOST_VOLUMES)
+        found = [*storage.volumes, *told]
         disks = storage.disks or tuple(sorted({volume.disk for volume in found}))
         return Storage(tuple(found), disks, is_complete=False)
     return storage
@@ -120,7 +119,11 @@ def _searched(draft: Draft, guest: Guest) -> set[str]:
     """The UUID by which GRUB looks for its files, as ``UUID=…``."""
     of_grub = (LoaderKind.GRUB2, LoaderKind.GRUB2_BLS, LoaderKind.GRUB_LEGACY)
     texts = [_text(draft, each.config) for each in guest.boot_loaders if each.kind in of_grub]
-    found = {f"UUID={each}" for text in texts for each in _SEARCH.findall(text)}
+    found = set()
+    for line in (fields(line) for text in texts for line in split_lines(text)):
+        is_search = line[:1] == ["search"] and "--fs-uuid" in line
+        if (is_search or line[:1] == ["uuid"]) and _UUID.fullmatch(line[-1]):
+            found.add(f"UUID={line[-1]}")
     return found if len(found) == 1 else set()  # with other systems in the menu: whose?
 
 

@@ -32,7 +32,7 @@ _RESUME = "/etc/initramfs-tools/conf.d/resume"
 
 
 class KernelRoot:
-    """F04: root=, resume= and module blacklists on all kernel command lines."""
+    """F04: root=, resume=, cryptdevice= and module blacklists on all kernel command lines."""
 
     key = "F04-kernel-root"
 
@@ -65,7 +65,9 @@ class _Change:
         self.said: dict[tuple[Severity, str], str] = {}
 
     def __call__(self, line: CommandLine, entry: Entry) -> None:
-        line.map("root", lambda value: self._root(value, entry))
+        for key in ("root", "real_root"):  # the second one: Gentoo's
+            line.map(key, lambda value: self._root(value, entry))
+        line.map("cryptdevice", self._cryptdevice)
         line.map("resume", self._resume)
         for key in _BLACKLISTS:
             line.map(key, _without_needed)
@@ -108,6 +110,20 @@ class _Change:
         if self._guest.generator is Generator.MKINITRD_SUSE:
             return f"/dev/disk/by-uuid/{volume.uuid}"
         return f"UUID={volume.uuid}"
+
+    def _cryptdevice(self, value: str) -> str:
+        """DEVICE:NAME[:OPTIONS] of mkinitcpio."""
+        device, colon, rest = value.partition(":")
+        if not depends_on_bus(device):
+            return value
+        volume = resolve(device, self._storage)
+        if volume is None or not has_unique_uuid(volume, self._storage):
+            text = f"cryptdevice={value} stays: nothing tells the UUID of {device}"
+            self.said[Severity.DOWNGRADE, text] = (
+                f"the virtual machine needs a bus on which {device} is called so"
+            )
+            return value
+        return f"UUID={volume.uuid}{colon}{rest}"
 
     def _resume(self, value: str) -> str | None:
         volume = resolve(value, self._storage)
@@ -162,7 +178,7 @@ class LoaderDefaults:
         if not draft.is_file(_DEBCONF):
             return
         entry = re.search(
-            r"^Name: grub-pc/install_devices\n(?:.+\n)*?Value: *(/dev/\S.*)$",
+            r"^Name: grub-pc/install_devices\n(?:.+\n){0,20}?Value: *(/dev/\S.*)$",
             draft.text(_DEBCONF),
             re.MULTILINE,
         )

@@ -59,13 +59,11 @@ def with_block(text: str, key: str, lines: list[str]) -> str:
     frame = [f"# BEGIN p2v {key}", *lines, f"# END p2v {key}"] if lines else []
     block = "".join(line + newline for line in frame)
     # A block that lacks its end is no block of ours: nothing is taken out then.
-    old = re.search(
-        rf"^# BEGIN p2v {re.escape(key)}\r?\n(?:.*\n)*?# END p2v {re.escape(key)}(?:\r?\n|\Z)",
-        text,
-        re.MULTILINE,
-    )
-    if old:
-        return text[: old.start()] + block + text[old.end() :]
+    begin = re.search(rf"^# BEGIN p2v {re.escape(key)}\r?$", text, re.MULTILINE)
+    end = re.compile(rf"^# END p2v {re.escape(key)}\r?(?:\n|\Z)", re.MULTILINE)
+    old = end.search(text, begin.end()) if begin else None
+    if begin and old:
+        return text[: begin.start()] + block + text[old.end() :]
     if block and text and not text.endswith("\n"):
         text += newline
     return text + block

@@ -19,13 +19,15 @@ _TAGS: dict[str, Callable[[Volume], str]] = {
     "PARTUUID": lambda volume: volume.part_uuid,
     "PARTLABEL": lambda volume: volume.part_label,
 }
+_LONGEST = 1024
 _DEVICES = {f"disk/by-{tag.lower()}/": tag for tag in _TAGS}
 _HEX_ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
 
 
 def device_name(spec: str) -> str | None:
     """``/dev/sda1`` → ``sda1``; None for what is no path below /dev."""
-    path = posixpath.normpath(spec) if spec.startswith("/dev/") else ""
+    is_path = spec.startswith("/dev/") and len(spec) <= _LONGEST
+    path = posixpath.normpath(spec) if is_path else ""
     return path.removeprefix("/dev/") if path.startswith("/dev/") else None
 
 
@@ -98,7 +100,9 @@ def _logical_volume(name: str) -> str:
 def _other_family(name: str, storage: Storage) -> list[Volume]:
     """hda1 of an old kernel is sda1 of a new one: said only where there is one disk."""
     found = _BY_BUS.fullmatch(name)
-    if not found or found["letters"] != "a" or not found["number"] or len(storage.disks) != 1:
+    if not found or found["letters"] != "a" or not found["number"]:
+        return []
+    if not storage.is_complete or len(storage.disks) != 1:
         return []
     (disk,) = storage.disks
     if not re.fullmatch(r"(?:[hs]d|vd|xvd)[a-z]+", disk):

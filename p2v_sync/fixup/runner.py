@@ -8,6 +8,7 @@ from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.plan import Context, Finding, Fixup, Plan, Severity
 from p2v_sync.fixup.tree import Tree
 
+_MOST_FINDINGS = 200  # of one fix-up
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +29,7 @@ def make_plan(tree: Tree, context: Context, fixups: Iterable[Fixup]) -> Plan:
 def _plan_one(fixup: Fixup, draft: Draft, context: Context) -> list[Finding]:
     try:
         with draft.of(fixup.key):
-            return list(fixup.plan(draft, context))
+            return _not_too_many(list(fixup.plan(draft, context)))
     except P2vError as error:
         return [Finding(fixup.key, Severity.WARNING, error.message, error.hint or "")]
     except Exception as error:  # noqa: BLE001
@@ -42,6 +43,18 @@ def _plan_one(fixup: Fixup, draft: Draft, context: Context) -> list[Finding]:
                 "a fault in p2v-sync; the other fix-ups are not concerned",
             )
         ]
+
+
+def _not_too_many(findings: list[Finding]) -> list[Finding]:
+    """A guest's files may be made to say anything any number of times."""
+    left = len(findings) - _MOST_FINDINGS
+    if left <= 0:
+        return findings
+    # The worst first: what they amount to must not be cut off.
+    order = list(reversed(Severity))
+    worst = sorted(findings, key=lambda finding: order.index(finding.severity))
+    more = Finding(findings[0].fixup, Severity.NOTE, f"{left} more findings are not shown")
+    return [*worst[:_MOST_FINDINGS], more]
 
 
 def _said_once(findings: list[Finding]) -> list[Finding]:

@@ -179,6 +179,14 @@ def test_adding_where_there_is_nothing_or_a_line_goes_on(tmp_path: Path) -> None
     assert "ro single console=ttyS0; initrdefi" in text
 
 
+def test_entries_that_were_written_by_hand(tmp_path: Path) -> None:
+    custom = "#!/bin/sh\nexec tail -n +3 $0\nmenuentry 'x' {\n linux /own root=/dev/sda1\n}\n"
+    files = {GRUB2.config: "", "/etc/grub.d/40_custom": custom, "/boot/grub/custom.cfg": custom}
+    made, _ = changed(tmp_path, files, (GRUB2,))
+    wanted = custom.replace("/dev/sda1", NEW)
+    assert made == {"/etc/grub.d/40_custom": wanted, "/boot/grub/custom.cfg": wanted}
+
+
 BLS_DIR = "/boot/loader/entries"
 GRUB2_BLS = BootLoader(
     LoaderKind.GRUB2_BLS,

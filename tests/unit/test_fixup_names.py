@@ -74,6 +74,7 @@ def test_names(spec: str, volume: Volume | None) -> None:
 def test_an_ide_disk_is_now_a_scsi_disk_where_there_is_but_one() -> None:
     one = Storage((ROOT,), ("sda",))
     assert resolve("/dev/hda1", one) is ROOT
+    assert resolve("/dev/hda1", Storage((ROOT,), ("sda",), is_complete=False)) is None
     assert resolve("/dev/hdb1", one) is None
     assert resolve("/dev/hda2", one) is None
     assert resolve("/dev/hda1", STORAGE) is None

@@ -69,6 +69,25 @@ def test_what_several_say_is_said_once(tmp_path: Path) -> None:
     assert [finding.fixup for finding in plan.findings] == ["a"]
 
 
+class Chatters:
+    key = "x"
+
+    def plan(self, draft: Draft, context: Context) -> Iterator[Finding]:
+        del context
+        for number in range(1000):
+            yield Finding(self.key, Severity.NOTE, str(number))
+        draft.write("/late", "x")
+        yield Finding(self.key, Severity.DOWNGRADE, "worst")
+
+
+def test_findings_are_cut_off_behind_the_worst(tmp_path: Path) -> None:
+    plan = planned(tmp_path, Chatters())
+    assert paths(plan) == ["/late"]
+    assert plan.is_downgraded
+    assert len(plan.findings) == 201
+    assert plan.findings[-1].text == "801 more findings are not shown"
+
+
 def test_a_downgrade_is_not_fatal(tmp_path: Path) -> None:
     plan = planned(tmp_path, Says("a", Severity.DOWNGRADE))
     assert (plan.is_downgraded, plan.is_fatal, paths(plan)) == (True, False, ["/a"])
