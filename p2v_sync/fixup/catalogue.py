@@ -4,6 +4,7 @@ from p2v_sync.fixup import (
     cloud_init,
     console,
     crypttab,
+    default_kernel,
     device_map,
     fstab,
     graphics,
@@ -39,6 +40,7 @@ FIXUPS: tuple[Fixup, ...] = (
     *device_map.FIXUPS,
     # boot chain
     *uefi_fallback.FIXUPS,
+    *default_kernel.FIXUPS,
     *kernel_parameters.FIXUPS,
     *console.FIXUPS,
     # network

@@ -11,6 +11,7 @@ from p2v_sync.device.storage import Storage, Volume
 from p2v_sync.fixup import (
     cloud_init,
     console,
+    default_kernel,
     graphics,
     identity,
     kernel_parameters,
@@ -39,8 +40,8 @@ MAC = "00:25:90:00:00:01"
 FIXUPS = [
     fixup
     for module in (
-        lvm, multipath, md, uefi_fallback, console, kernel_parameters, network_names,
-        network_configs, services, graphics, cloud_init, identity,
+        lvm, multipath, md, uefi_fallback, default_kernel, console, kernel_parameters,
+        network_names, network_configs, services, graphics, cloud_init, identity,
     )
     for fixup in module.FIXUPS
 ]  # fmt: skip
@@ -93,7 +94,8 @@ SNIPPETS = (
     'devicesfile = "x"\n', "ARRAY /dev/md0 UUID=1 devices=/dev/sda\n",
     "ARRAY metadata=imsm UUID=2\n", "DEVICE /dev/sda\n",
     'Section "Device"\n', 'Driver "nvidia"\n', "EndSection\n", "blacklist cirrus\n",
-    "menuentry 'a' {\n", "\tlinux /vmlinuz console=ttyS1 idle=poll\n", "}\n", "LOCAL\n",
+    "menuentry 'a' {\n", "submenu 'b' {\n", 'set default="0"\n', "multiboot /xen.gz\n",
+    "\tlinux /vmlinuz console=ttyS1 idle=poll\n", "}\n", "LOCAL\n",
     'GRUB_CMDLINE_LINUX="console=ttyS2 clocksource=tsc', "UEFI SHIM", "802.3ad mtu 9000\n",
 )  # fmt: skip
 texts = st.one_of(

@@ -64,12 +64,16 @@ def test_settings_in_comments_are_none() -> None:
             f'global_filter = [ {ACCEPT}, "r|.*|" ]\n',
         ),
         ('filter = [ "a|.*|" ]\n', 'filter = [ "a|.*|" ]\n'),
+        (
+            'filter = [ "r|/dev/vd|", "r|/dev/sd|" ]\n',
+            f'filter = [ {ACCEPT}, "r|/dev/vd|", "r|/dev/sd|" ]\n',
+        ),
         ('filter = [ "r|.*|"', 'filter = [ "r|.*|"'),  # no end
     ],
 )  # fmt: skip
 def test_only_what_rejects_the_new_names_gets_a_pattern_before_it(before: str, after: str) -> None:
-    assert accepting(before, [["/dev/vda2"], ["/dev/sda2"]]) == after
-    assert accepting(after, [["/dev/vda2"], ["/dev/sda2"]]) == after
+    assert accepting(before, [["/dev/sda2"], ["/dev/vda2"]]) == after
+    assert accepting(after, [["/dev/sda2"], ["/dev/vda2"]]) == after
 
 
 @pytest.mark.parametrize("storage", [PHYSICAL, NOTHING_KNOWN])

@@ -113,6 +113,13 @@ def test_the_loader_is_where_firmware_looks(
     assert boot_directory(guest) == expected
 
 
+def test_what_is_in_the_default_directory_stays(tmp_path: Path) -> None:
+    files = {"debian/grubx64.efi": GRUB, "debian/grub.cfg": "new", "Boot/GRUB.CFG": "own"}
+    guest = PlainGuest(tmp_path, below("/boot/efi/EFI", files))
+    guest.fix(context(), UefiFallback())
+    assert boot_directory(guest) == {"BOOTX64.EFI": GRUB, "GRUB.CFG": "own"}
+
+
 def test_the_guests_own_loader_is_chosen_and_the_others_are_said(tmp_path: Path) -> None:
     files = {
         "Microsoft/Boot/bootmgfw.efi": "MZ w",
