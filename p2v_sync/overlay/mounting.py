@@ -26,6 +26,7 @@ _READ_ONLY = {
 _WRITABLE = {"ext4": "noinit_itable"}
 _TYPES = {"ntfs": "ntfs3"}  # blkid's names, where the kernel's differ
 _ONLY_READ = frozenset({"ntfs", "squashfs", "iso9660"})
+_PATIENCE_S = 900.0  # a long log to replay, much to write back
 _ALWAYS = "nodev,nosuid"
 # What a guest's fstab may ask for: the subvolume, and the quotas without which XFS forgets them.
 _ALLOWED = frozenset(
@@ -100,7 +101,7 @@ class OverlayMounter:
         while self._points:
             point = self._points[-1]
             try:
-                run.capture(["umount", str(point)])
+                run.capture(["umount", str(point)], timeout_s=_PATIENCE_S)
             except CommandError as error:
                 raise FixupError(f"{point} can't be unmounted: {error.message}") from error
             self._points.pop()
@@ -108,15 +109,14 @@ class OverlayMounter:
 
 def _mount(volume: Volume, point: Path, ways: list[str]) -> None:
     kind = _TYPES.get(volume.kind, volume.kind)
-    for left, way in zip(reversed(range(len(ways))), ways, strict=True):
+    for number, way in enumerate(ways, 1):
         argv = ["mount", "-t", kind, "-o", way, volume.device, str(point)]
         try:
-            run.capture(argv)
+            run.capture(argv, timeout_s=_PATIENCE_S)
+            return
         except CommandError as error:
-            if not left:
+            if number == len(ways):
                 raise FixupError(f"{volume.device} can't be mounted: {error.message}") from error
-            continue
-        return
 
 
 def _check_device(volume: Volume) -> tuple[Topology, Node]:
