@@ -10,7 +10,7 @@ from p2v_sync.device.mounts import read_uses
 from p2v_sync.device.storage import Storage, Volume
 from p2v_sync.device.topology import Node, Topology, read_topology
 from p2v_sync.errors import CommandError, FixupError
-from p2v_sync.overlay import lineage, md
+from p2v_sync.overlay import btrfs, lineage, md
 
 # How to read without replaying the journal, the first that the kernel takes.  A journal would be
 # replayed into the overlay, harmless but a change that nobody asked for.
@@ -84,6 +84,8 @@ class OverlayMounter:
             raise FixupError(f"{point} can't be made: {error.strerror}") from error
         if os.path.ismount(point):
             raise FixupError(f"something is mounted on {point} already")
+        if volume.kind == "btrfs":
+            _register(volume, [Path(member) for member in members])
         if writable:
             for array in lineage.arrays_below(topology, node.name):
                 md.freeze(array)
@@ -105,6 +107,17 @@ class OverlayMounter:
             except CommandError as error:
                 raise FixupError(f"{point} can't be unmounted: {error.message}") from error
             self._points.pop()
+
+
+def _register(volume: Volume, members: list[Path]) -> None:
+    """Now, and not earlier: udev may tell the kernel of the origins at any moment.
+
+    A device that is missing here would be taken from them, and written to (P1).
+    """
+    if missing := btrfs.count_missing(members):
+        raise FixupError(f"{volume.device} is a btrfs that lacks {missing} of its devices")
+    btrfs.forget()
+    btrfs.scan(members)
 
 
 def _mount(volume: Volume, point: Path, ways: list[str]) -> None:
