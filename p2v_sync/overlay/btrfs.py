@@ -1,7 +1,6 @@
 """btrfs mounts whatever device of an fsid the kernel was told of last: it is told of ours alone."""
 
 import os
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,14 +13,14 @@ from p2v_sync.errors import CommandError
 _NUM_DEVICES = 0x10000 + 0x88
 
 
-def count_devices(device: Path) -> int:
-    """How many devices the file system has; 0 when that can't be read.  Raises DeviceError."""
-    fd = open_read_only(device)
+def count_missing(devices: Sequence[Path]) -> int:
+    """How many more devices than these the file system has.  Raises DeviceError, OSError."""
+    fd = open_read_only(devices[0])
     try:
         raw = os.pread(fd, 8, _NUM_DEVICES)
     finally:
         os.close(fd)
-    return int(struct.unpack("<Q", raw)[0]) if len(raw) == 8 else 0
+    return max(int.from_bytes(raw, "little") - len(devices), 0)
 
 
 def forget() -> None:
@@ -31,6 +30,6 @@ def forget() -> None:
 
 
 def scan(devices: Sequence[Path]) -> None:
-    """These are.  A file system on one device mounts without that."""
+    """These are.  A file system on one device mounts without that, so it need not work."""
     with suppress(CommandError):
         run.capture(["btrfs", "device", "scan", *map(str, devices)])

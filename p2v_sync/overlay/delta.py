@@ -67,6 +67,7 @@ def open_delta(overlay: Overlay) -> Iterator[Delta]:
     Raises OverlayBusy while something does, because it would change under our eyes; OverlayFull for
     an invalid overlay, which has none; OverlayError for a damaged store.
     """
+    mapper.settle()
     if mapper.open_count(overlay.map_name):
         raise OverlayBusy(
             f"{overlay.device} is in use, so its changes are not final",

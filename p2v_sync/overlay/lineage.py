@@ -62,6 +62,7 @@ def take_down(topology: Topology, names: Iterable[str]) -> None:
     bases = list(names)
     if mounted := list(users(topology, bases)):
         raise OverlayBusy(f"the overlay is in use by {', '.join(mounted)}", hint="unmount it")
+    mapper.settle()
     for node in uppers_first(topology, bases):
         _take_down(node)
 

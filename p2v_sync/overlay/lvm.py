@@ -110,5 +110,7 @@ class Lvm:
 
     def activate(self, volumes: Sequence[LogicalVolume]) -> None:
         """Raises CommandError.  Nothing is written to them by that."""
+        if not volumes:
+            return
         names = [f"{each.group}/{each.name}" for each in volumes]
         run.capture(["lvchange", *self._config, "--activate", "y", *names])

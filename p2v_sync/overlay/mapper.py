@@ -17,6 +17,13 @@ PREFIX = "p2v-"
 SECTOR = 512
 
 _UDEV = Path("/run/udev/control")  # there while udevd runs; libudev asks the same
+_PACKAGES = {
+    "dmsetup": "dmsetup",
+    "losetup": "mount",
+    "mount": "mount",
+    "blkid": "util-linux",
+    "partx": "util-linux",
+}
 _OPEN_COUNT = re.compile(r"[0-9]+")
 
 
@@ -44,7 +51,7 @@ def check_support() -> None:
     """Raises OverlayUnsupported when no overlay can be made on this system, and says why."""
     if os.geteuid() != 0:
         raise OverlayUnsupported("overlays can only be made by root", hint="run as root")
-    for program, package in (("dmsetup", "dmsetup"), ("losetup", "mount"), ("partx", "fdisk")):
+    for program, package in _PACKAGES.items():
         if shutil.which(program) is None:
             text = f"overlays need {program}, which is not installed here"
             raise OverlayUnsupported(text, hint=f"install the package {package}")
@@ -80,7 +87,8 @@ def create(name: str, uuid: str, table: str) -> Path:
     """A map, and its node below /dev/mapper.  Raises OverlayError."""
     try:
         _dmsetup("create", name, "--uuid", uuid, stdin=table)
-        if not (MAPPER / name).exists():  # no udev
+        if not has_udev():
+            # Also where one is there: that of an earlier map may lead to another number.
             _dmsetup("mknodes", name)
     except CommandError as error:
         raise OverlayError(f"{MAPPER / name} can't be made: {error.message}") from error
@@ -94,6 +102,13 @@ def remove(name: str) -> None:
         _dmsetup("remove", "--retry", name)
     except CommandError as error:
         raise OverlayBusy(f"{MAPPER / name} can't be removed: {error.message}") from error
+
+
+def settle() -> None:
+    """Wait for udev, which opens what is new to look at it, and keeps it busy meanwhile."""
+    if has_udev():
+        with suppress(CommandError):
+            run.capture(["udevadm", "settle", "--timeout=30"])
 
 
 def status_text(name: str) -> str:

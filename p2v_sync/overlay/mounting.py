@@ -10,7 +10,7 @@ from p2v_sync.device.mounts import read_uses
 from p2v_sync.device.storage import Storage, Volume
 from p2v_sync.device.topology import Node, Topology, read_topology
 from p2v_sync.errors import CommandError, FixupError
-from p2v_sync.overlay import lineage, md
+from p2v_sync.overlay import btrfs, lineage, md
 
 # How to read without replaying the journal, the first that the kernel takes.  A journal would be
 # replayed into the overlay, harmless but a change that nobody asked for.
@@ -26,6 +26,7 @@ _READ_ONLY = {
 _WRITABLE = {"ext4": "noinit_itable"}
 _TYPES = {"ntfs": "ntfs3"}  # blkid's names, where the kernel's differ
 _ONLY_READ = frozenset({"ntfs", "squashfs", "iso9660"})
+_PATIENCE_S = 900.0  # a long log to replay, much to write back
 _ALWAYS = "nodev,nosuid"
 # What a guest's fstab may ask for: the subvolume, and the quotas without which XFS forgets them.
 _ALLOWED = frozenset(
@@ -83,6 +84,8 @@ class OverlayMounter:
             raise FixupError(f"{point} can't be made: {error.strerror}") from error
         if os.path.ismount(point):
             raise FixupError(f"something is mounted on {point} already")
+        if volume.kind == "btrfs":
+            _register(volume, [Path(member) for member in members])
         if writable:
             for array in lineage.arrays_below(topology, node.name):
                 md.freeze(array)
@@ -100,23 +103,33 @@ class OverlayMounter:
         while self._points:
             point = self._points[-1]
             try:
-                run.capture(["umount", str(point)])
+                run.capture(["umount", str(point)], timeout_s=_PATIENCE_S)
             except CommandError as error:
                 raise FixupError(f"{point} can't be unmounted: {error.message}") from error
             self._points.pop()
 
 
+def _register(volume: Volume, members: list[Path]) -> None:
+    """Now, and not earlier: udev may tell the kernel of the origins at any moment.
+
+    A device that is missing here would be taken from them, and written to (P1).
+    """
+    if missing := btrfs.count_missing(members):
+        raise FixupError(f"{volume.device} is a btrfs that lacks {missing} of its devices")
+    btrfs.forget()
+    btrfs.scan(members)
+
+
 def _mount(volume: Volume, point: Path, ways: list[str]) -> None:
     kind = _TYPES.get(volume.kind, volume.kind)
-    for left, way in zip(reversed(range(len(ways))), ways, strict=True):
+    for number, way in enumerate(ways, 1):
         argv = ["mount", "-t", kind, "-o", way, volume.device, str(point)]
         try:
-            run.capture(argv)
+            run.capture(argv, timeout_s=_PATIENCE_S)
+            return
         except CommandError as error:
-            if not left:
+            if number == len(ways):
                 raise FixupError(f"{volume.device} can't be mounted: {error.message}") from error
-            continue
-        return
 
 
 def _check_device(volume: Volume) -> tuple[Topology, Node]:

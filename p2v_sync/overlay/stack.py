@@ -156,7 +156,7 @@ class _Builder:
             self._assemble_arrays()
             self._open_encrypted()
             self._activate_groups()
-        self._scan_btrfs()
+        self._check_btrfs()
 
     def _of_kind(self, kind: str) -> dict[str, list[Path]]:
         """UUID → devices."""
@@ -171,8 +171,12 @@ class _Builder:
             if uuid in self._done:
                 continue
             self._done.add(uuid)
-            aliases = md.aliases_of(members[0], uuid)
-            device = md.assemble(uuid, members)
+            try:
+                aliases = md.aliases_of(members[0], uuid)
+                device = md.assemble(uuid, members)
+            except CommandError as error:
+                self.problems.append(f"the array of {members[0]} can't be used: {error.message}")
+                continue
             if device is None:
                 names = ", ".join(map(str, members))
                 self.problems.append(f"the array of {names} lacks members and does not start")
@@ -211,24 +215,23 @@ class _Builder:
         if shutil.which("lvm") is None:
             self.problems.append("LVM is not installed here: its volumes are not looked into")
             return
-        lvm = Lvm(self._arrays)
         known = {volume.device for volume in self.volumes}
-        new = [each for each in lvm.volumes() if str(each.device) not in known]
-        if new:
+        try:
+            lvm = Lvm(self._arrays)
+            new = [each for each in lvm.volumes() if str(each.device) not in known]
             lvm.activate(new)
+            said = lvm.problems()
+        except CommandError as error:
+            self.problems.append(f"the volume groups can't be used: {error.message}")
+            return
+        self.problems += [each for each in said if each not in self.problems]
         for each in new:
             self._add(each.device, Volume("", "", aliases=each.aliases))
-        self.problems += [each for each in lvm.problems() if each not in self.problems]
 
-    def _scan_btrfs(self) -> None:
-        groups = self._of_kind(_BTRFS)
-        if groups:
-            btrfs.forget()
-        for uuid, devices in groups.items():
-            missing = btrfs.count_devices(devices[0]) - len(devices)
-            if missing > 0:
+    def _check_btrfs(self) -> None:
+        for uuid, devices in self._of_kind(_BTRFS).items():
+            if missing := btrfs.count_missing(devices):
                 self.problems.append(f"btrfs {uuid} lacks {missing} of its devices")
-            btrfs.scan(devices)
 
 
 def _part_name(name: str, number: int) -> str:

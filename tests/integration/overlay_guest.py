@@ -438,6 +438,11 @@ def check_btrfs_on_two_devices() -> None:
         assert all(assert_delta_is_the_difference(one)[0] for one in made)
     with overlaid(BTRFS1) as made, assembled(made) as assembly:
         assert "lacks 1 of its devices" in assembly.problems[0]
+        run("btrfs", "device", "scan", BTRFS2)
+        mounter, before = OverlayMounter(assembly.storage), writes(BTRFS2)
+        half = volume(assembly, disk="ubdg")
+        refused(FixupError, lambda: mounter.mount(half, MOUNTS / "no", writable=True))
+        assert writes(BTRFS2) == before, "P1: the other half is not under an overlay"
 
 
 def check_an_encrypted_disk_locked_and_opened() -> None:

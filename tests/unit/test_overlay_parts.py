@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from p2v_sync import run
+from p2v_sync.cli import main
 from p2v_sync.device.storage import Storage, Volume
 from p2v_sync.device.topology import Node, Topology
-from p2v_sync.errors import CowTooSmall, FixupError, OverlayError
+from p2v_sync.errors import CommandError, CowTooSmall, FixupError, OverlayError, OverlayUnsupported
 from p2v_sync.extent import Extent
 from p2v_sync.overlay import lineage, lvm, mapper, md
 from p2v_sync.overlay.cow import allot, full_size
@@ -41,6 +43,60 @@ def test_too_little_memory_is_said_with_numbers() -> None:
         allot(300 * MIB, [GIB, GIB], 500 * MIB, "space in /x")
     with pytest.raises(CowTooSmall, match="too little for anything"):
         allot(100 * KIB, [GIB], GIB, "memory")
+
+
+# Where there are none.
+
+
+class System:
+    """What this machine can do, as far as overlays ask."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.user = 0
+        self.programs = {"dmsetup", "losetup", "mount", "blkid", "partx"}
+        self.targets = ""
+        patch.setattr("os.geteuid", lambda: self.user)
+        patch.setattr("shutil.which", lambda name: name if name in self.programs else None)
+        patch.setattr(run, "capture", self.capture)
+
+    def capture(self, argv: list[str], **_options: object) -> str:
+        if "targets" in argv and self.targets:
+            return self.targets
+        raise CommandError(f"{argv[0]} failed")
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> System:
+    return System(monkeypatch)
+
+
+def test_where_overlays_can_be_made(system: System) -> None:
+    system.targets = "snapshot-origin  v1.9.0\nsnapshot         v1.16.0\n"
+    mapper.check_support()
+
+
+def assert_refused(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["create", "/dev/sda"], ["status"], ["remove"]):
+        assert main(["overlay", *argv]) == OverlayUnsupported.exit_code
+        message, hint = capsys.readouterr().err.splitlines()
+        assert said in message
+        assert hint.startswith("  ")
+
+
+def test_a_kernel_without_device_mapper(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused("this kernel has no device-mapper snapshots", capsys)
+    system.targets = "snapshot-origin  v1.9.0\n"
+    assert_refused("this kernel has no device-mapper snapshots", capsys)
+
+
+def test_not_root(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    system.user = 1000
+    assert_refused("only be made by root", capsys)
+
+
+def test_a_program_is_missing(system: System, capsys: pytest.CaptureFixture[str]) -> None:
+    system.programs -= {"dmsetup"}
+    assert_refused("overlays need dmsetup", capsys)
 
 
 # What dmsetup says.
