@@ -68,7 +68,7 @@ def _head(size: int, clusters: List[int], backing: bytes) -> bytes:
         extensions,
         len(backing),
         _CLUSTER_BITS,
-        size,
+        _ceil(size, 512) * 512,  # QEMU knows no half sectors
         0,  # no encryption
         l1_length,
         l1_at * CLUSTER,
