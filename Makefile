@@ -21,16 +21,24 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	cpio libarchive-tools bzip2 xz-utils zstd lz4 lzop liblz4-1 liblzo2-2 \
 	libvirt-clients libvirt0 libxml2-utils libxen-dev python3-yaml \
 	pandoc groff-base
+# Debian guests are made with these, and booted: their kernel and GRUB are downloaded once.
+E2E_PACKAGES := mmdebstrap debian-archive-keyring zstd \
+	e2fsprogs fdisk dosfstools lvm2 dmsetup \
+	user-mode-linux kmod \
+	qemu-system-x86 qemu-utils ovmf \
+	libxxhash0 libzstd1
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
 # on PATH they take part.
 BENCH_PACKAGES := rsync netcat-openbsd zstd nbdkit libnbd-bin qemu-utils \
 	openssh-server openssh-client coreutils libxxhash0 libzstd1
 
-.PHONY: help demo test torture bench lint pyz man lock clean demo-packages test-packages bench-packages
+.PHONY: help demo test e2e torture bench lint pyz man lock clean \
+	demo-packages test-packages e2e-packages bench-packages
 
 help:
 	@echo 'make demo    replicate a small disk over a link that breaks, and show what happens'
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
+	@echo 'make e2e     real guests in emulated machines (as root: takes minutes, and 2 GiB of cache)'
 	@echo 'make torture what can go wrong, at length: kills, power cuts, faults, bad links and disks'
 	@echo 'make bench   measure against the peers on this machine, and draw the chart'
 	@echo 'make lint    ruff and mypy alone'
@@ -45,6 +53,10 @@ demo: demo-packages $(READY)
 test: test-packages lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 3 --dist loadfile  # most of them wait
 	$(BIN)/python -m pytest -m alone
+
+# Two at a time: a boot keeps one processor busy.
+e2e: e2e-packages $(READY)
+	$(BIN)/python -m pytest tests/vm --numprocesses 2
 
 # The short forms are part of "make test".  At the end it says what was done.
 torture: test-packages $(READY)
@@ -81,6 +93,9 @@ demo-packages:
 
 test-packages:
 	$(call install_packages,$(TEST_PACKAGES))
+
+e2e-packages:
+	$(call install_packages,$(E2E_PACKAGES))
 
 bench-packages:
 	$(call install_packages,$(BENCH_PACKAGES))

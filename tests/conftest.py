@@ -129,19 +129,28 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 # What the torture did: a test that only says "passed" could have done nothing.
 
 Tell = Callable[[str], None]
-_told: list[str] = []
+_TOLD = "told"
 
 
 @pytest.fixture
 def tell(request: pytest.FixtureRequest) -> Tell:
     """``tell(what was done)``: a line of the summary after the tests."""
-    return lambda text: _told.append(f"{request.node.name}: {text}")
+    # A property comes along with the test's report, also from another process (xdist).
+    return lambda text: request.node.user_properties.append((_TOLD, text))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _told:
-        terminalreporter.section(f"torture, {'long' if LONG else 'short'}")
-    for line in _told:
+    reports = (each for some in terminalreporter.stats.values() for each in some)
+    lines = [
+        f"{report.nodeid.rpartition('::')[2]}: {text}"
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, text in report.user_properties
+        if name == _TOLD
+    ]
+    if lines:
+        terminalreporter.section(f"what was done, torture {'long' if LONG else 'short'}")
+    for line in lines:
         terminalreporter.write_line(line)
 
 

@@ -1,0 +1,37 @@
+"""The guests, built when a test first wants one, and what these tests need."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.contract.lab_kernel import NEEDS_LAB_KERNEL
+from tests.vm import machines, recipes
+from tests.vm.guests import Guest, Workshop
+
+# Now, while HOME and XDG_CACHE_HOME still are the user's.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2v-sync"
+
+_PROGRAMS = (machines.QEMU, "mmdebstrap", "zstd", "mkfs.vfat", "sfdisk", "lvm")
+_missing = [
+    each for each in _PROGRAMS if shutil.which(each, path="/usr/sbin:/usr/bin:/sbin:/bin") is None
+]
+
+# Building a guest may be part of a test's time.
+NEEDS_GUESTS = [
+    *NEEDS_LAB_KERNEL,
+    pytest.mark.skipif(bool(_missing), reason=f"needs {', '.join(_missing)}"),
+    pytest.mark.skipif(not machines.OVMF.exists(), reason="needs OVMF (apt-get install ovmf)"),
+    pytest.mark.timeout(2400),
+]
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Workshop:
+    return Workshop(CACHE)
+
+
+@pytest.fixture(params=recipes.RECIPES, ids=lambda recipe: recipe.name)
+def guest(request: pytest.FixtureRequest, workshop: Workshop) -> Guest:
+    return workshop.guest(request.param)

@@ -1,0 +1,40 @@
+"""What runs inside the lab kernel: p2v-sync, one command after the other.
+
+    lab_commands.py DIRECTORY
+
+DIRECTORY (on the host) has ``commands.json``, a list of argument lists; ``results.json`` is put
+there, an object for each command that ran: the first that fails is the last.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from p2v_sync.cli import main
+
+
+def written() -> dict[str, int]:
+    """Sectors written to each disk image, by the kernel's count."""
+    stats = Path("/sys/block").glob("ubd*/stat")
+    return {path.parts[-2]: int(path.read_text().split()[6]) for path in stats}
+
+
+def run(directory: Path) -> None:
+    os.environ["P2V_STATE"] = str(directory / "state")
+    results = []
+    for arguments in json.loads((directory / "commands.json").read_text()):
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(arguments)
+        result = {"code": code, "out": out.getvalue(), "err": err.getvalue(), "written": written()}
+        results.append(result)
+        (directory / "results.json").write_text(json.dumps(results))
+        if code:
+            break
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
