@@ -167,7 +167,7 @@ def test_definitions_are_kept_beside_the_images(machine: Machine) -> None:
 def test_what_a_machine_is_started_with(
     programs: tuple[str, ...], files: tuple[str, ...], chosen: str
 ) -> None:
-    status = Status("applied", None, "", 0, programs, files)
+    status = Status("applied", None, "", 0, programs, files, "/srv")
     assert choose_hypervisor(status, "web") == chosen
     with pytest.raises(ConfigError, match=r"the host has none of virsh with db\.xml"):
         choose_hypervisor(status, "db")

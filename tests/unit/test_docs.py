@@ -61,9 +61,6 @@ def options_on(page: Path, command: str) -> set[str]:
 
 
 def options_of(command: click.Command) -> set[str]:
-    """Of a group those of its commands too."""
-    if isinstance(command, click.Group) and command is not cli:
-        return {name for each in command.commands.values() for name in options_of(each)}
     named = {name for one in command.params for name in one.opts if isinstance(one, click.Option)}
     return {name for name in named if name.startswith("--")}
 
