@@ -44,7 +44,9 @@ def aliases_of(member: Path, uuid: str) -> tuple[str, ...]:
 
 
 def assemble(uuid: str, members: Sequence[Path]) -> Path | None:
-    """The array's device; None when it lacks members and does not start.  Raises CommandError.
+    """The array's device; None when it did not start for lack of members.
+
+    Raises CommandError with what mdadm says against it.
 
     It starts read-only by itself (Documentation/admin-guide/md.rst, read-auto), so that looking at
     it changes nothing; ``freeze`` is for before the first write, which ends that.
@@ -60,7 +62,7 @@ def assemble(uuid: str, members: Sequence[Path]) -> Path | None:
         except CommandError:
             with suppress(CommandError):
                 run.capture(["mdadm", "--stop", str(device)])
-            return None
+            raise
     state = SYS / "block" / name / "md"
     if read_text(state / "array_state") in ("", "inactive", "clear"):
         run.capture(["mdadm", "--stop", str(device)])

@@ -175,7 +175,7 @@ class _Builder:
                 aliases = md.aliases_of(members[0], uuid)
                 device = md.assemble(uuid, members)
             except CommandError as error:
-                self.problems.append(f"the array of {members[0]} can't be used: {error.message}")
+                self.problems.append(f"the array of {members[0]} can't be used: {_said(error)}")
                 continue
             if device is None:
                 names = ", ".join(map(str, members))
@@ -201,7 +201,7 @@ class _Builder:
             try:
                 run.capture(argv)
             except CommandError as error:
-                self.problems.append(f"{device} stays locked: {error.message}")
+                self.problems.append(f"{device} stays locked: {_said(error)}")
                 continue
             aliases = (f"mapper/luks-{uuid}", f"disk/by-id/dm-name-luks-{uuid}")
             self._add(mapper.MAPPER / name, Volume("", "", aliases=aliases))
@@ -222,7 +222,7 @@ class _Builder:
             lvm.activate(new)
             said = lvm.problems()
         except CommandError as error:
-            self.problems.append(f"the volume groups can't be used: {error.message}")
+            self.problems.append(f"the volume groups can't be used: {_said(error)}")
             return
         self.problems += [each for each in said if each not in self.problems]
         for each in new:
@@ -232,6 +232,11 @@ class _Builder:
         for uuid, devices in self._of_kind(_BTRFS).items():
             if missing := btrfs.count_missing(devices):
                 self.problems.append(f"btrfs {uuid} lacks {missing} of its devices")
+
+
+def _said(error: CommandError) -> str:
+    """In one line."""
+    return " ".join(error.message.split())
 
 
 def _part_name(name: str, number: int) -> str:

@@ -421,7 +421,7 @@ def check_an_array_and_half_of_it() -> None:
         assert all(assert_delta_is_the_difference(one)[0] for one in made)
     with overlaid(MD2) as made, assembled(made) as assembly:
         (problem,) = assembly.problems
-        assert "lacks members" in problem
+        assert "need all 2 to start it" in problem, problem
 
 
 def check_btrfs_on_two_devices() -> None:
