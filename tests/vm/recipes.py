@@ -34,7 +34,7 @@ _TOLD = {
     "mounts": "findmnt --real --list --noheadings --output TARGET | xargs",
     "state": "echo $state",
     "failed": "systemctl list-units --failed --plain --no-legend | cut -d ' ' -f 1 | xargs",
-    "damaged": "(cd / && sha256sum --check --quiet /etc/manifest 2>&1 || echo bad) | xargs",
+    "damaged": "cd / && { sha256sum --check --quiet /etc/manifest 2>&1 || echo bad; } | xargs",
 }
 _STRINGS = ",".join(f'\\"{name}\\":\\"$({command})\\"' for name, command in _TOLD.items())
 REPORT = f"""#!/bin/sh
