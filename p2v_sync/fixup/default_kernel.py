@@ -17,7 +17,7 @@ from p2v_sync.fixup.shell_file import value_of, with_value
 
 _HYPERVISOR = re.compile(r"/xen[^/\s]*(\.gz|\.efi)?(\s|$)")
 _LEGACY_DEFAULT = re.compile(
-    r"^(?P<start>[ \t]*default[ \t]*[= \t][ \t]*)(?P<value>\S+)", re.MULTILINE
+    r"^(?P<start>[ \t]*default(?:[ \t]*+=[ \t]*+|[ \t]++))(?P<value>\S+)", re.MULTILINE
 )
 _ENTRY = re.compile(
     r"""^\s*(?P<kind>menuentry|submenu)\s+(?P<quote>['"])(?P<title>.*?)(?P=quote)"""

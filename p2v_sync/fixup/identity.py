@@ -17,7 +17,7 @@ _TIME_SERVERS = (
     "/etc/chrony/chrony.conf",
     "/etc/ntpsec/ntp.conf",
 )
-_LOCAL_CLOCKS = r"^\s*refclock\b|^\s*server\s+127\.127\.(?!1\.)\d+\."
+_LOCAL_CLOCKS = r"^[ \t]*refclock\b|^[ \t]*server[ \t]+127\.127\.(?!1\.)\d+\."
 
 
 class Clock:

@@ -32,7 +32,9 @@ class Lvm:
         yield from self._filters(draft, config, context)
 
     def _devices_file(self, draft: Draft, config: str) -> Iterator[Finding]:
-        found = re.findall(r'^\s*(?:devices/)?devicesfile\s*=\s*"([\w.-]{1,64})"', config, re.M)
+        found = re.findall(
+            r'^[ \t]*(?:devices/)?devicesfile[ \t]*=[ \t]*"([\w.-]{1,64})"', config, re.M
+        )
         path = f"{_DEVICES}/{found[-1] if found else 'system.devices'}"
         if not draft.is_file(path):
             return

@@ -19,7 +19,7 @@ _CONFIGS = ("/etc/mdadm/mdadm.conf", "/etc/mdadm.conf")
 _FAKE = re.compile(r"metadata=(imsm|ddf)\b|\bcontainer=", re.IGNORECASE)
 _FAKE_MEMBERS = ("isw_raid_member", "ddf_raid_member")
 _UUID = re.compile(r"\bUUID=([0-9A-Fa-f:]+)", re.IGNORECASE)
-_DEVICES = re.compile(r"[ \t]+devices=\S+", re.IGNORECASE)
+_DEVICES = re.compile(r"(?<![ \t])[ \t]++devices=\S+", re.IGNORECASE)
 
 
 class Md:

@@ -130,7 +130,9 @@ class HardwareMatches:
             yield self._unclear(path, f"driver {driver}")
 
     def _options(self, draft: Draft) -> Iterator[Finding]:
-        tuning = re.compile(r"^\s*(ETHTOOL_OPT|(pre-|post-)?up\s.*ethtool|offload-)", re.MULTILINE)
+        tuning = re.compile(
+            r"^[ \t]*(ETHTOOL_OPT|(pre-|post-)?up\s.*ethtool|offload-)", re.MULTILINE
+        )
         found = [path for path in _files(draft) if tuning.search(draft.text_or_empty(path))]
         if found:
             yield Finding(
@@ -208,7 +210,7 @@ class AbsentNics:
             if len(words) == 2:
                 return line.replace(words[0], "allow-hotplug", 1)
             is_shared = True
-            return re.sub(rf"[ \t]+{re.escape(name)}(?=[ \t]|$)", "", line, count=1)
+            return re.sub(rf"(?<![ \t])[ \t]++{re.escape(name)}(?=[ \t]|$)", "", line, count=1)
 
         new = map_lines(text, changed)
         block = f"{self.key} {name}"
@@ -253,7 +255,7 @@ class NetworkChecks:
 
     _KINDS = (
         (
-            r"802\.3ad|\bmode\s*[=:]?\s*4\b",
+            r"802\.3ad|\bmode[ \t]{0,8}[=:]?[ \t]{0,8}4\b",
             "bonding by LACP has no partner on a virtual switch",
             "give the virtual machine one interface, or use active-backup",
         ),
@@ -268,7 +270,8 @@ class NetworkChecks:
             "set the MTU of the host's bridge",
         ),
         (
-            r"(?i)\bvlan(_id|-raw-device|s?:)|\bvlan=yes|^\[vlan\]|\bKind=vlan|\b(iface|auto)\s+\S+\.\d+\b",
+            r"(?i)\bvlan(_id|-raw-device|s?:)|\bvlan=yes|^\[vlan\]|\bKind=vlan"
+            r"|\b(iface|auto)[ \t]+\S{1,15}\.\d+\b",
             "tagged VLANs need a bridge that passes them",
             "connect the virtual machine to a trunk",
         ),

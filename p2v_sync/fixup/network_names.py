@@ -102,9 +102,10 @@ def _address(rule: NameRule, nics: list[Nic]) -> str:
 
 def _block(text: str, key: str) -> list[str]:
     """The lines of a framed block."""
-    frame = rf"^# BEGIN p2v {re.escape(key)}\r?\n((?:.*\n)*?)# END p2v {re.escape(key)}\r?$"
-    found = re.search(frame, text, re.MULTILINE)
-    return found[1].splitlines() if found else []
+    text = text.replace("\r\n", "\n")
+    _, begin, rest = text.partition(f"# BEGIN p2v {key}\n")
+    inside, end, _ = rest.partition(f"# END p2v {key}")
+    return inside.splitlines() if begin and end else []
 
 
 class NicNames:

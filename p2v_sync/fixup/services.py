@@ -115,7 +115,9 @@ def _stop_instead(draft: Draft, link: str) -> None:
 
 
 def _is_manual(draft: Draft, name: str) -> bool:
-    return bool(re.search(r"^\s*manual\s*$", draft.text_or_empty(f"{_JOBS}/{name}.override"), re.M))
+    return bool(
+        re.search(r"^[ \t]*manual[ \t\r]*$", draft.text_or_empty(f"{_JOBS}/{name}.override"), re.M)
+    )
 
 
 class Agents:

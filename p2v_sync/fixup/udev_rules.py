@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 from p2v_sync.fixup.lines import body, split_lines
 
-_PAIR = re.compile(r'([A-Z_]+(?:\{[^}"]*\})?)\s*(==|!=|:=|\+=|-=|=)\s*"((?:[^"\\]|\\.)*)"')
+_PAIR = re.compile(
+    r"(?<![A-Z_])([A-Z_]++(?:\{[^}\"]{0,100}\})?)[ \t]*+(==|!=|:=|\+=|-=|=)[ \t]*+"
+    r'"((?:[^"\\]|\\.)*+)"'
+)
 _RENAMED = re.compile(r"rename_netiface\s+%k\s+(\S+)")
 _ADDRESSES = ("ATTR{address}", "SYSFS{address}", "ATTRS{address}")
 _OF_HARDWARE = (

@@ -1,8 +1,10 @@
 """Whatever bytes a guest's files have: nothing is raised, and what is done is not done again."""
 
 import tempfile
+import time
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -139,3 +141,28 @@ def test_lines_that_are_not_edited_stay_to_the_byte(path: str, parts: list[str])
         kept = [line for line in before if line in ("\n", "tty1\n", "}\n", "LOCAL\n", "[Link]\n")]
         for line in kept:
             assert line in after
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "A",
+        " ",
+        "\n",
+        "eth0 ",
+        "mode ",
+        "auto ",
+        "default ",
+        "# BEGIN p2v F40-nic-names\n",
+        '= "',
+        "{",
+    ],
+)
+def test_files_of_one_thing_over_and_over_take_no_time(tmp_path: Path, piece: str) -> None:
+    data = (piece * (50_000 // len(piece))).encode()
+    starts = {"/etc/mdadm/mdadm.conf": b"ARRAY UUID=1 ", GRUB_CFG: b"", "/etc/inittab": b"a:b:c:"}
+    files = {path: starts.get(path, b"") + data for path in PATHS if path != "/etc/modules"}
+    guest = PlainGuest(tmp_path, files)
+    start = time.process_time()
+    guest.plan(FIXUPS, CONTEXT)
+    assert time.process_time() - start < 10
