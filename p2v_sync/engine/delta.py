@@ -12,7 +12,7 @@ from p2v_receiver.wire import FrameType, Json, Run, Runs
 from p2v_sync.engine.compression import Compressor, make_compressor
 from p2v_sync.engine.ports import Channel, Dialer, Limiter
 from p2v_sync.engine.session import OpenRequest, Target, expect, greet, printable
-from p2v_sync.errors import IntegrityError, P2vError, ProtocolError, VersionMismatch
+from p2v_sync.errors import IntegrityError, P2vError, PeerLost, ProtocolError, VersionMismatch
 
 Chunk = tuple[int, bytes]  # offset, content
 
@@ -159,8 +159,16 @@ class CutoverSession:
         number, body = self._compressor.body(memoryview(raw))
         meta = Runs(number, runs).pack()
         self._limiter.take(len(meta) + len(body) + wire.HEADER.size)
-        if self._channel is not None:
-            self._channel.send(FrameType.RUNS, meta, body)
+        channel = self._channel
+        if channel is None:
+            raise ProtocolError("the session is over")
+        try:
+            channel.send(FrameType.RUNS, meta, body)
+        except PeerLost:
+            # The receiver may have said why it hung up.
+            with contextlib.suppress(PeerLost, wire.ProtocolError):
+                expect(channel, FrameType.ACTED)
+            raise
 
     def apply(self, mode: str) -> Status:
         """``mode``: "in-place" or "qcow2"."""

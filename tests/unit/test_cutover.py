@@ -147,6 +147,12 @@ def test_chunks_out_of_order_are_refused_and_the_former_delta_stays(machine: Mac
         assert job.status("sda").delta == before
 
 
+def test_the_reason_is_heard_while_more_is_sent(machine: Machine) -> None:
+    far = ((at * MIB, bytes(MIB)) for at in range(64))
+    with machine.cutover() as job, pytest.raises(ProtocolError, match="is not on this disk"):
+        job.send_delta("sda", far, BLOCK)
+
+
 def test_definitions_are_kept_beside_the_images(machine: Machine) -> None:
     with machine.cutover() as job:
         job.put_files({"web.xml": b"<domain/>", "web.cfg": b"x"})
