@@ -16,8 +16,10 @@ from p2v_sync.fixup import apply as application
 from p2v_sync.fixup.catalogue import FIXUPS
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.guest import Guest
+from p2v_sync.fixup.identity import believed_clock
 from p2v_sync.fixup.initramfs.drivers import states
 from p2v_sync.fixup.inspect import inspect
+from p2v_sync.fixup.inspect.blockers import is_system
 from p2v_sync.fixup.mounting import mount_guest
 from p2v_sync.fixup.plan import Context, Plan, Severity, Target
 from p2v_sync.fixup.roots import find_roots, volume_name
@@ -67,18 +69,27 @@ def overlays_over(disks: Sequence[Path]) -> Iterator[list[Overlay]]:
         remove_overlays([overlay.disk for overlay in made])
 
 
-def with_drivers(guest: Guest, tree: Tree) -> Guest:
-    """With where each kernel has its drivers, which only its modules and initramfs can tell."""
+def _completed(guest: Guest, tree: Tree) -> Guest:
+    """With the drivers of each kernel, by its modules and initramfs, and the clock's base."""
     draft = Draft(tree)
     kernels = tuple(
         replace(kernel, drivers=states(draft, kernel, guest)[0]) for kernel in guest.kernels
     )
-    return replace(guest, kernels=kernels)
+    return replace(guest, kernels=kernels, rtc=guest.rtc or believed_clock(draft))
 
 
 def look_at_directory(tree: Tree, storage: Storage, machine: Machine) -> Look:
-    """A guest whose files are below one directory.  Raises FixupError without openat2(2)."""
-    return Look(with_drivers(inspect(tree, storage, machine), tree), storage, machine)
+    """A guest whose files are below one directory.
+
+    Raises FixupError when there is no system, or this kernel has no openat2(2).
+    """
+    guest = inspect(tree, storage, machine)
+    if not is_system(guest):
+        raise FixupError(
+            f"there is no system in {tree.root}: no release file, no fstab, no kernel, no Windows",
+            hint="name the directory where the guest's root file system is",
+        )
+    return Look(_completed(guest, tree), storage, machine)
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from p2v_sync.cli.options import check_guest, disks_argument, root_option
 from p2v_sync.device.attributes import clean
 from p2v_sync.device.machine import Machine
 from p2v_sync.device.storage import NOTHING_KNOWN
-from p2v_sync.errors import FixupError
 from p2v_sync.fixup.guest import BootLoader, Guest, Kernel
-from p2v_sync.fixup.inspect.blockers import blockers, is_system
+from p2v_sync.fixup.inspect.blockers import blockers
 from p2v_sync.fixup.tree import Tree
 from p2v_sync.guest_disks import Look, inspect_disks, look_at_directory, overlays_over
 
@@ -33,18 +32,6 @@ def to_json(look: Look) -> dict[str, Any]:
     }
 
 
-def _look_at_directory(root: Path) -> Look:
-    """Raises FixupError when there is no system."""
-    with Tree(root) as tree:
-        look = look_at_directory(tree, NOTHING_KNOWN, Machine())
-    if not is_system(look.guest):
-        raise FixupError(
-            f"there is no system in {root}: no release file, no fstab, no kernel, no Windows",
-            hint="name the directory where the guest's root file system is",
-        )
-    return look
-
-
 @click.command("inspect")
 @disks_argument
 @root_option
@@ -53,7 +40,8 @@ def inspect(disks: tuple[Path, ...], root: Path | None, as_json: bool) -> None:
     """Show what would be converted.  Nothing is written or run."""
     check_guest(disks, root)
     if root is not None:
-        look = _look_at_directory(root)
+        with Tree(root) as tree:
+            look = look_at_directory(tree, NOTHING_KNOWN, Machine())
     else:
         with overlays_over(disks) as overlays:
             look = inspect_disks(overlays)

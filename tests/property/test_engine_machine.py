@@ -174,6 +174,7 @@ class Machine(RuleBasedStateMachine):
         else:
             is_success = True
         lab.dialer.wrap = faulty()
+        lab.receiver.wait()  # a cut link does not stop a write that has begun
         self._restart(luck)
         self.host.dies_at = None
         self._check_no_damage(before)
