@@ -2,14 +2,16 @@
 
     lab_commands.py DIRECTORY
 
-DIRECTORY (on the host) has ``commands.json``, a list of argument lists; ``results.json`` is put
-there, an object for each command that ran: the first that fails is the last.
+DIRECTORY (on the host) has ``commands.json``: ``nics``, what eth0 and so on are to be called, and
+``commands``, a list of argument lists.  ``results.json`` is put there, an object for each command
+that ran: the first that fails is the last.
 """
 
 import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,8 +26,11 @@ def written() -> dict[str, int]:
 
 def run(directory: Path) -> None:
     os.environ["P2V_STATE"] = str(directory / "state")
+    asked = json.loads((directory / "commands.json").read_text())
+    for number, name in enumerate(asked["nics"]):
+        subprocess.run(["ip", "link", "set", f"eth{number}", "name", name], check=True)
     results = []
-    for arguments in json.loads((directory / "commands.json").read_text()):
+    for arguments in asked["commands"]:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(arguments)
