@@ -20,7 +20,7 @@ from p2v_receiver.place import Draft
 from p2v_receiver.target import Image, TargetError
 from p2v_receiver.wire import Buffer, ErrorCode
 
-_PART = 2048  # half of the smallest block
+PART = 2048  # half of the smallest block
 
 
 def _nothing() -> None:
@@ -68,8 +68,8 @@ class Host:
     def wrote(self, image: Image, start: int, length: int) -> None:
         """About to change a range.  Its parts are lost one by one: a write may be torn."""
         before = os.pread(image.fd, length, start)
-        for at in range(0, length, _PART):
-            self._unflushed.append((image.path, start + at, before[at : at + _PART]))
+        for at in range(0, length, PART):
+            self._unflushed.append((image.path, start + at, before[at : at + PART]))
             self._dropped.pop((image.path, start + at), None)
         self.versions[os.fstat(image.fd).st_ino] += 1
 
