@@ -17,7 +17,13 @@ from p2v_sync.cutover import IN_PLACE, QCOW2, JobCutover
 from p2v_sync.device.edd import read_bios_order
 from p2v_sync.device.machine_facts import read_machine
 from p2v_sync.device.storage import NOTHING_KNOWN
-from p2v_sync.errors import ConfigError, FixupError, OverlayError, SourceReadError
+from p2v_sync.errors import (
+    ConfigError,
+    FixupError,
+    OverlayError,
+    OverlayUnsupported,
+    SourceReadError,
+)
 from p2v_sync.events import Notice, Observer
 from p2v_sync.fixup.guest import Guest
 from p2v_sync.fixup.plan import Finding, Plan, Severity, Target
@@ -120,7 +126,11 @@ class Conversion:
         paths = [source.path for source in self._sources]
         self._drop_leftovers(paths)
         config = self._config
-        made = create_overlays(paths, cow_size=config.cow_size, cow_dir=config.cow_dir)
+        try:
+            made = create_overlays(paths, cow_size=config.cow_size, cow_dir=config.cow_dir)
+        except OverlayUnsupported as error:
+            hint = f"{error.hint}; or copy without looking into the guest: --no-fixups"
+            raise OverlayUnsupported(error.message, hint=hint) from error
         names = [overlay.disk for overlay in made]
         try:
             yield made
