@@ -27,7 +27,7 @@ from p2v_sync.errors import (
 from p2v_sync.events import Notice, Observer
 from p2v_sync.fixup.guest import Guest
 from p2v_sync.fixup.plan import Finding, Plan, Severity, Target
-from p2v_sync.fixup.profile import profile
+from p2v_sync.fixup.profile import UNKNOWN_GUEST, Twins, profile
 from p2v_sync.guest_disks import Look, check_possible, fix_disks, plan_disks
 from p2v_sync.overlay.delta import open_delta
 from p2v_sync.overlay.snapshot import (
@@ -40,8 +40,8 @@ from p2v_sync.overlay.snapshot import (
 )
 from p2v_sync.transport.dialer import Ask
 from p2v_sync.vm.boot_order import boot_order
-from p2v_sync.vm.choose import UNKNOWN_GUEST, Wishes, choose
-from p2v_sync.vm.definition import Format, Hardware, Image, NicModel, Twins
+from p2v_sync.vm.choose import Wishes, choose
+from p2v_sync.vm.definition import Format, Image
 from p2v_sync.vm.files import files
 from p2v_sync.vm.inventory import Facts
 from p2v_sync.vm.network import Networks
@@ -256,5 +256,4 @@ class Conversion:
     def _hardware(self, outcome: Outcome) -> Twins:
         if outcome.plan is None:
             return UNKNOWN_GUEST
-        chosen = profile(outcome.look.guest, self._config.target, outcome.plan)
-        return Twins(*(Hardware(each.bus, NicModel(each.nic)) for each in chosen))
+        return profile(outcome.look.guest, self._config.target, outcome.plan)

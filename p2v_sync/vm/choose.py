@@ -12,22 +12,17 @@ from p2v_sync.device.machine import Cpus, Machine, MachineDisk, Nic
 from p2v_sync.errors import ConfigError
 from p2v_sync.fixup.guest import Firmware, Guest
 from p2v_sync.fixup.plan import Bus, Hypervisor
+from p2v_sync.fixup.profile import UNKNOWN_GUEST, Hardware, NicModel, Twins
 from p2v_sync.units import GIB, MIB, TIB, format_size
 from p2v_sync.vm.definition import (
     Chipset,
     Definitions,
-    Hardware,
     Image,
-    NicModel,
-    Twins,
     VirtualDisk,
     VirtualMachine,
     VirtualNic,
 )
 from p2v_sync.vm.network import Networks
-
-# For a guest nobody has looked into: what almost every system has a driver for.
-UNKNOWN_GUEST = Twins(Hardware(Bus.SATA, NicModel.E1000E), Hardware(Bus.IDE, NicModel.E1000))
 
 _MEMORY_LEAST, _MEMORY_MOST = 16 * MIB, 64 * TIB
 _VCPUS_MOST = 4096

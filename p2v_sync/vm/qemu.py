@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from shlex import quote
 
 from p2v_sync.fixup.plan import Bus
+from p2v_sync.fixup.profile import NicModel
 from p2v_sync.units import MIB
-from p2v_sync.vm.definition import Chipset, NicModel, VirtualDisk, VirtualMachine
+from p2v_sync.vm.definition import Chipset, VirtualDisk, VirtualMachine
 from p2v_sync.vm.shell import BESIDE_IMAGES, command, comment, script
 
 _NIC_DEVICES = {

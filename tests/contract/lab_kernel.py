@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 LINUX = shutil.which("linux.uml")
 MODULES = Path("/usr/lib/uml/modules")
 _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
-_MEMORY = "2G"  # at most
+_MEMORY = "3G"  # at most
 _MOST_IMAGES = 16  # ubda to ubdp (arch/um/drivers/ubd_kern.c)
 
 # For ``pytestmark``: what a test needs that boots the lab kernel.

@@ -15,9 +15,10 @@ from p2v_sync.fixup.guest import (
     Windows,
 )
 from p2v_sync.fixup.plan import Bus, Finding, Hypervisor, Severity
+from p2v_sync.fixup.profile import Hardware, NicModel, Twins
 from p2v_sync.units import GIB, MIB
 from p2v_sync.vm.choose import Wishes, choose
-from p2v_sync.vm.definition import Definitions, Hardware, Image, NicModel, Twins
+from p2v_sync.vm.definition import Definitions, Image
 from p2v_sync.vm.inventory import Facts
 from p2v_sync.vm.network import Networks, parse_networks
 

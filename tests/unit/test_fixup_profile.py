@@ -5,7 +5,7 @@ import pytest
 from p2v_sync.fixup.draft import Appended, Edit
 from p2v_sync.fixup.guest import Driver, Guest, Kernel
 from p2v_sync.fixup.plan import Bus, Finding, Hypervisor, Plan, Severity, Target
-from p2v_sync.fixup.profile import Hardware, profile
+from p2v_sync.fixup.profile import Hardware, NicModel, profile
 
 IN = Driver.INITRAMFS
 B, M = Driver.BUILTIN, Driver.MODULE
@@ -48,8 +48,8 @@ def test_the_bus_is_one_that_the_guest_will_find(
 ) -> None:
     guest = Guest(kernels=(Kernel("6.1", initramfs="/i", drivers={**drivers, "e1000e": M}),))
     found = profile(guest, target, plan)
-    assert found.recommended == Hardware(Bus(recommended[0]), recommended[1])
-    assert found.compat == Hardware(Bus(compat), "e1000e")
+    assert found.recommended == Hardware(Bus(recommended[0]), NicModel(recommended[1]))
+    assert found.compat == Hardware(Bus(compat), NicModel.E1000E)
 
 
 @pytest.mark.parametrize(
@@ -62,5 +62,5 @@ def test_the_card_is_one_that_the_guest_knows(driver: str, card: str) -> None:
 
 def test_of_an_unknown_guest_nothing_is_assumed() -> None:
     found = profile(Guest(), Target(), None)
-    assert found.recommended == Hardware(Bus.SATA, "e1000e")
-    assert found.compat == Hardware(Bus.IDE, "e1000")
+    assert found.recommended == Hardware(Bus.SATA, NicModel.E1000E)
+    assert found.compat == Hardware(Bus.IDE, NicModel.E1000)

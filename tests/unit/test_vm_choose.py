@@ -8,9 +8,10 @@ from p2v_sync.device.machine import Cpus, Machine, MachineDisk
 from p2v_sync.errors import ConfigError
 from p2v_sync.fixup.guest import Firmware, Guest
 from p2v_sync.fixup.plan import Bus
+from p2v_sync.fixup.profile import NicModel, Twins
 from p2v_sync.units import GIB, KIB, MIB, TIB
 from p2v_sync.vm.choose import choose
-from p2v_sync.vm.definition import Chipset, Definitions, Image, NicModel, Twins, VirtualMachine
+from p2v_sync.vm.definition import Chipset, Definitions, Image, VirtualMachine
 from tests.contract.machines import (
     BIOS_SERVER,
     OLD,

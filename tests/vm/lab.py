@@ -39,9 +39,10 @@ def run_in_lab(
 
     ``nics`` are there by their names, as udev would have called them.
 
-    ``directory``, on the host, is where they work and the same inside, so a TARGET in it stays.
-    Ends at the first command that fails; what each said, in their order.  The ledger is kept in
-    ``directory`` for further calls, each of which is a machine that was switched on anew.
+    ``directory``, on the host, is where they work.  Its ``images`` is lab_commands.IMAGES inside,
+    the directory for a TARGET.  Ends at the first command that fails; what each said, in their
+    order.  The ledger is kept in ``directory`` for further calls, each of which is a machine that
+    was switched on anew.
     """
     names = [nic.name for nic in nics]
     (directory / "commands.json").write_text(json.dumps({"nics": names, "commands": commands}))

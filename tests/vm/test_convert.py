@@ -16,6 +16,7 @@ from tests.conftest import Tell
 from tests.vm.conftest import NEEDS_GUESTS
 from tests.vm.guests import Guest
 from tests.vm.lab import Nic, Said, run_in_lab
+from tests.vm.lab_commands import IMAGES
 from tests.vm.machines import VIRTIO, boot
 from tests.vm.test_boot import assert_runs, on_virtio, told
 
@@ -49,7 +50,7 @@ class Server(NamedTuple):
         return self.images / "ubda.img"
 
     def convert(self, *options: str) -> list[str]:
-        return ["convert", "/dev/ubda", str(self.directory / "images"), "--job", JOB, *options]
+        return ["convert", "/dev/ubda", str(IMAGES), "--job", JOB, *options]
 
     def run(self, *commands: list[str]) -> list[Said]:
         """P1: nothing is written to the disk, whatever is run."""
