@@ -17,7 +17,9 @@ TEST_PACKAGES := $(DEMO_PACKAGES) \
 	nbdkit libnbd-bin qemu-utils \
 	libxxhash0 libzstd1 \
 	iproute2 \
-	user-mode-linux dmsetup kmod \
+	user-mode-linux dmsetup kmod lvm2 mdadm cryptsetup-bin \
+	cpio libarchive-tools bzip2 xz-utils zstd lz4 lzop liblz4-1 liblzo2-2 \
+	libvirt-clients libvirt0 libxml2-utils libxen-dev python3-yaml \
 	dialog tmux \
 	pandoc groff-base
 # Debian guests are made with these, and booted: their kernel and GRUB are downloaded once.

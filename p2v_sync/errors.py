@@ -230,7 +230,7 @@ class GuestFileError(FixupError):
 
 
 class OverlayError(P2vError):
-    """The overlay could not be made, or its copy-on-write space is full."""
+    """The overlay could not be made, read or removed."""
 
     exit_code = 75
 
@@ -239,6 +239,30 @@ class NetworkError(P2vError):
     """The live system can't get online."""
 
     exit_code = 38
+
+
+class OverlayFull(OverlayError):
+    """The copy-on-write space ran full: the overlay is invalid and its changes are lost."""
+
+    exit_code = 76
+
+
+class OverlayBusy(OverlayError):
+    """The disk, or a device of the overlay's name, is in use or somebody else's."""
+
+    exit_code = 77
+
+
+class OverlayUnsupported(OverlayError):
+    """This system can't make overlays: not root, no device-mapper, a program is missing."""
+
+    exit_code = 78
+
+
+class CowTooSmall(OverlayError):
+    """There is not enough memory, or room in --cow-dir, for the copy-on-write space."""
+
+    exit_code = 79
 
 
 class CommandError(P2vError):

@@ -59,18 +59,22 @@ class NamedSource:
     name: str
 
 
-def disk_name(path: Path) -> str:
-    """Kernel name of a block device (dm: its device-mapper name), file stem of anything else."""
+def kernel_name(path: Path) -> str:
+    """Of a block device (dm: its device-mapper name); the file stem of anything else."""
     try:
         mode = path.stat().st_mode
     except OSError:
         mode = 0
     if not stat.S_ISBLK(mode):
-        return plain_name(path.stem)
+        return path.stem
     number = path.stat().st_rdev
     node = read_topology(Path("/sys")).by_dev(f"{os.major(number)}:{os.minor(number)}")
-    name = (node.dm_name or node.name) if node else path.resolve().name
-    return plain_name(name)
+    return (node.dm_name or node.name) if node else path.resolve().name
+
+
+def disk_name(path: Path) -> str:
+    """What a source is called in its job: sda, cciss_c0d0."""
+    return plain_name(kernel_name(path))
 
 
 def name_sources(paths: Sequence[Path]) -> list[NamedSource]:

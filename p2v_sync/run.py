@@ -121,8 +121,9 @@ def capture(
     stdin: str = "",
     timeout_s: float = 60.0,
     statuses: Container[int] = (0,),
+    environ: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a program to its end and return its standard output.
+    """Run a program to its end and return its standard output.  ``environ`` is added to ours.
 
     Raises CommandError, also for an exit status that is not among ``statuses``.
     """
@@ -135,7 +136,7 @@ def capture(
             text=True,
             errors="replace",
             timeout=timeout_s,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
             check=False,
         )
     except OSError as error:

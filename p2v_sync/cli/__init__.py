@@ -17,7 +17,10 @@ from p2v_sync.cli.render import show_error
 from p2v_sync.errors import Interrupted, P2vError, Terminated
 
 # In the order of --help; each is the function of its name in the module of its name.
-_COMMANDS = ("sync", "status", "verify", "disks", "demo", "wizard")
+_COMMANDS = (
+    *("convert", "sync", "status", "verify", "cutover", "rollback"),
+    *("disks", "inspect", "fixup", "overlay", "wizard", "demo"),
+)
 
 
 class _Commands(click.Group):

@@ -53,6 +53,21 @@ def take_places(options: dict[str, Any]) -> tuple[tuple[Path, ...], str]:
     return tuple(Path(source).absolute() for source in sources), last
 
 
+disks_argument = click.argument("disks", nargs=-1, type=PATH, metavar="[DISK...]")
+root_option = click.option(
+    "--root",
+    type=PATH,
+    metavar="DIR",
+    help="Instead of disks: the directory where the guest's root file system is.",
+)
+
+
+def check_guest(disks: tuple[Path, ...], root: Path | None) -> None:
+    """Either disks or a directory.  Raises click.UsageError."""
+    if bool(disks) == (root is not None):
+        raise click.UsageError("name the guest's disks, or its files' directory with --root DIR")
+
+
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how to reach the receiver."""
     options = (

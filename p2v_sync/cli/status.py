@@ -12,6 +12,12 @@ from p2v_sync.state.overview import DiskOverview, JobOverview, PassState
 from p2v_sync.state.paths import default_state_dir
 from p2v_sync.units import format_duration, format_size
 
+_DELTAS = {
+    "sent": "sent, not applied",
+    "in-place": "applied in place",
+    "qcow2": "applied as a qcow2",
+}
+
 
 @click.command()
 @click.argument("job", required=False)
@@ -77,6 +83,7 @@ def _as_json(job: JobOverview, disk: DiskOverview) -> dict[str, Any]:
         "last_checkpoint": disk.last_checkpoint,
         "last_error": disk.last_error,
         "used_only": disk.used_only,
+        "delta": disk.delta,
         "cutover_allowed": disk.cutover_refusal is None,
         "cutover_refusal": disk.cutover_refusal,
         "next_pass_s": None if disk.next_pass_s is None else round(disk.next_pass_s, 1),
@@ -116,4 +123,6 @@ def _details(disk: DiskOverview) -> Iterator[tuple[str, str]]:
         yield "last error", disk.last_error
     if disk.next_pass_s is not None:
         yield "next pass", f"about {format_duration(disk.next_pass_s)}"
+    if disk.delta is not None:
+        yield "delta", _DELTAS.get(disk.delta, disk.delta)
     yield "cutover", "possible" if disk.cutover_refusal is None else f"no: {disk.cutover_refusal}"

@@ -43,9 +43,14 @@ def parse_partitions(text: str, size: int) -> list[tuple[str, Extent]]:
         extent = Extent(int(start) * _SECTOR, int(sectors) * _SECTOR)
         if extent.start < 0 or extent.length < 0 or extent.end > size:
             raise ValueError(f"partition {number} ends beyond the disk")
-        if not (scheme == "dos" and kind in _EXTENDED):
+        if not is_extended(scheme, kind):
             found.append((number, extent))
     return found
+
+
+def is_extended(scheme: str, kind: str) -> bool:
+    """True for a partition that only holds others; both as partx names them."""
+    return scheme == "dos" and kind in _EXTENDED
 
 
 def overlapping(extents: Sequence[Extent]) -> set[Extent]:

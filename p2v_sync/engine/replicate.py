@@ -205,6 +205,9 @@ class Replication:
 
     def _begin(self, session: Session, number: int, kind: str) -> None:
         target = session.target
+        for note in target.notes:
+            self._around.observe(Notice(self._disk.name, note))
+            self._around.ledger.event(note)
         for reason in target.reasons:
             self._around.observe(
                 Notice(self._disk.name, f"{reason}: the image is compared block by block")

@@ -27,6 +27,7 @@ from p2v_sync.errors import (
     TargetRefused,
     TargetTaken,
     VersionMismatch,
+    WrongPhase,
 )
 from p2v_sync.extent import Extent, merged
 from p2v_sync.records import TargetState
@@ -45,6 +46,7 @@ ERROR_CLASSES: dict[ErrorCode, type[P2vError]] = {
     ErrorCode.CHANGED: TargetChanged,
     ErrorCode.READ_ONLY: TargetReadOnly,
     ErrorCode.SAME_FILE: SourceIsTarget,
+    ErrorCode.PHASE: WrongPhase,
     ErrorCode.FULL: TargetFull,
     ErrorCode.IO: TargetIOError,
     ErrorCode.INTEGRITY: IntegrityError,
@@ -91,6 +93,7 @@ class Target:
     seed: int
     created: bool
     reasons: tuple[str, ...]
+    notes: tuple[str, ...]
     pass_number: int
     pass_complete: bool
     quiesced: bool
@@ -121,7 +124,10 @@ class Target:
             digest=digest,
             seed=wire.get_int(message, "seed", high=(1 << 64) - 1),
             created=wire.get(message, "created", bool),
-            reasons=tuple(_printable(text) for text in wire.get_names(message, "reasons")),
+            reasons=tuple(printable(text) for text in wire.get_names(message, "reasons")),
+            notes=tuple(
+                printable(text) for text in wire.get_names({"notes": [], **message}, "notes")
+            ),
             pass_number=wire.get_int(message, "pass_number", high=1 << 32),
             pass_complete=wire.get(message, "pass_complete", bool),
             quiesced=wire.get(message, "quiesced", bool),
@@ -153,7 +159,7 @@ def _unreadable(message: Json, size: int) -> tuple[Extent, ...]:
     return tuple(merged(extents))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """What a receiver says, made fit for a terminal and the ledger."""
     return "".join(each if each.isprintable() else " " for each in text[:_TEXT_MOST])
 
@@ -220,6 +226,38 @@ class BulkStream:
         return self._session.guard(self._channel.send, kind, meta, body)
 
 
+def greet(channel: Channel) -> Json:
+    """HELLO, and the WELCOME that answers it.  Raises P2vError, wire.ProtocolError."""
+    hello = {
+        "version": wire.VERSION,
+        "oldest": wire.VERSION,
+        "software": __version__,
+        "digests": codec.digest_names(),
+        "codecs": codec.codec_names(),
+    }
+    channel.send(FrameType.HELLO, wire.pack_json(hello))
+    welcome = expect(channel, FrameType.WELCOME)
+    if wire.get_int(welcome, "version") != wire.VERSION:
+        raise VersionMismatch(
+            f"the receiver answers with protocol {welcome['version']}, not {wire.VERSION}",
+            hint="use the same version of p2v-sync on both ends",
+        )
+    return welcome
+
+
+def expect(channel: Channel, kind: FrameType) -> Json:
+    """The next frame that is no LOG, which must be a ``kind``.  Raises as ``greet``."""
+    for _ in range(_LOGS_MOST):
+        frame = channel.receive()
+        if frame.kind is FrameType.ERROR:
+            raise receiver_error(frame)
+        if frame.kind is kind:
+            return wire.unpack_json(frame.meta)
+        if frame.kind is not FrameType.LOG:
+            raise wire.ProtocolError(f"{frame.kind.name} came instead of {kind.name}")
+    raise wire.ProtocolError(f"only LOG messages came instead of {kind.name}")
+
+
 class Session:
     """An opened disk at the receiver.
 
@@ -259,13 +297,13 @@ class Session:
         try:
             control = self._dial()
             control.send(FrameType.OPEN, wire.pack_json(request.to_json()))
-            message = self._expect(control, FrameType.OPENED)
+            message = expect(control, FrameType.OPENED)
             self.target = Target.from_json(message, request.size)
             self._add_stream(control, carries_bulk=not control.bulk)
             for channel in self._further(control, streams):
                 attach = {"session": self.target.session, "token": self.target.token}
                 channel.send(FrameType.ATTACH, wire.pack_json(attach))
-                self._expect(channel, FrameType.ATTACHED)
+                expect(channel, FrameType.ATTACHED)
                 self._add_stream(channel, carries_bulk=True)
         except wire.ProtocolError as error:
             self.abort(ProtocolError(str(error)))
@@ -288,35 +326,11 @@ class Session:
     def _greet(self, channel: Channel) -> Channel:
         self._channels.append(channel)
         self.check()  # an abort() meanwhile did not close this one
-        hello = {
-            "version": wire.VERSION,
-            "oldest": wire.VERSION,
-            "software": __version__,
-            "digests": codec.digest_names(),
-            "codecs": codec.codec_names(),
-        }
-        channel.send(FrameType.HELLO, wire.pack_json(hello))
-        welcome = self._expect(channel, FrameType.WELCOME)
-        if wire.get_int(welcome, "version") != wire.VERSION:
-            raise VersionMismatch(
-                f"the receiver answers with protocol {welcome['version']}, not {wire.VERSION}",
-                hint="use the same version of p2v-sync on both ends",
-            )
+        welcome = greet(channel)
         self.features = wire.get_names(welcome, "features")
         theirs = wire.get_names(welcome, "codecs")
         self.codecs = [name for name in codec.codec_names() if name in theirs]
         return channel
-
-    def _expect(self, channel: Channel, kind: FrameType) -> Json:
-        for _ in range(_LOGS_MOST):
-            frame = channel.receive()
-            if frame.kind is FrameType.ERROR:
-                raise receiver_error(frame)
-            if frame.kind is kind:
-                return wire.unpack_json(frame.meta)
-            if frame.kind is not FrameType.LOG:
-                raise wire.ProtocolError(f"{frame.kind.name} came instead of {kind.name}")
-        raise wire.ProtocolError(f"only LOG messages came instead of {kind.name}")
 
     def _add_stream(self, channel: Channel, *, carries_bulk: bool) -> None:
         stream = BulkStream(self, channel, self._limiter)
@@ -597,6 +611,6 @@ def receiver_error(frame: Frame) -> P2vError:
         kind = ReceiverError
     hint = message.get("hint")
     return kind(
-        f"receiver: {_printable(wire.get(message, 'message', str))}",
-        hint=_printable(hint) if isinstance(hint, str) and hint else None,
+        f"receiver: {printable(wire.get(message, 'message', str))}",
+        hint=printable(hint) if isinstance(hint, str) and hint else None,
     )

@@ -6,7 +6,7 @@ nothing.  Only ``apply`` carries a finished draft out.
 
 import fnmatch
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -60,6 +60,21 @@ class Edit(NamedTuple):
     before: State
     after: State
     fixups: tuple[str, ...]  # the ids of those that made it
+
+
+def renames_in(edits: Sequence[Edit]) -> dict[str, str]:
+    """From → to, of what goes here and comes there in the same directory: it keeps its inode."""
+    gone: dict[tuple[str, State], str] = {}
+    found: dict[str, str] = {}
+    for edit in edits:
+        if isinstance(edit.before, Content | Link) and edit.after is None:
+            gone[split(edit.path)[0], edit.before] = edit.path
+    for edit in edits:
+        if edit.before is None and isinstance(edit.after, Content | Link):
+            old = gone.pop((split(edit.path)[0], edit.after), None)
+            if old is not None:
+                found[old] = edit.path
+    return found
 
 
 class Draft:
@@ -182,6 +197,13 @@ class Draft:
         """A file's text, byte for byte: one character each (latin-1)."""
         return self.read(path).decode("latin-1")
 
+    def text_or_empty(self, path: str) -> str:
+        """The same; '' for a file that is not there or can't be read."""
+        try:
+            return self.text(path)
+        except (FileNotFoundError, GuestFileError):
+            return ""
+
     def names(self, path: str) -> list[str]:
         """The names in a directory, sorted; none when there is no such directory."""
         try:
@@ -285,9 +307,11 @@ class Draft:
             self._plan(parent, Directory())
 
     def _plan(self, where: str, after: State) -> None:
+        if (now := self._state(where)) == after:
+            return
         edit = self._edits.get(where)
         if edit is None:
-            self._edits[where] = Edit(where, self._state(where), after, (self._fixup,))
+            self._edits[where] = Edit(where, now, after, (self._fixup,))
             return
         fixups = edit.fixups if self._fixup in edit.fixups else (*edit.fixups, self._fixup)
         self._edits[where] = edit._replace(after=after, fixups=fixups)

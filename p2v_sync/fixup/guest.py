@@ -105,17 +105,38 @@ class Distribution:
 
 @dataclass(frozen=True)
 class BootLoader:
-    """``config``: the file that lists what can be booted; entries: those of BLS, if it has any."""
+    """``config``: the file that lists what can be booted; entries: those of BLS, if it has any.
+
+    ``wrappers``: files that do nothing but lead to ``config`` (EFI/debian/grub.cfg).
+    """
 
     kind: LoaderKind
     config: str = ""
     entries: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BootEntry:
+    """One thing that can be booted.  Kernel and initramfs are the guest's paths, '' unknown.
+
+    ``id``: what the boot loader calls it (a label, a BLS file's name), ``hypervisor``: Xen's path
+    when it is that which is started, with the kernel as its first module.
+    """
+
+    id: str = ""
+    title: str = ""
+    kernel: str = ""
+    initramfs: str = ""
+    options: str = ""  # the kernel's command line
+    hypervisor: str = ""
 
 
 @dataclass(frozen=True)
 class Kernel:
     """An installed kernel.  Paths are the guest's; '' what is not there.
 
+    ``other_initramfs``: those of the same kernel that are for rescue, fall-back or kdump.
     ``drivers``: module names with underscores (virtio_blk) → where this kernel has it.
     """
 
@@ -127,6 +148,7 @@ class Kernel:
     is_default: bool = False
     is_rescue: bool = False
     drivers: Mapping[str, Driver] = field(default_factory=dict)
+    other_initramfs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,17 +164,26 @@ class Mount:
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface that the guest configures."""
+    """A network interface that the guest configures.
+
+    ``mac``: lower case, of the card the name belongs to by this file, a .link file or a udev rule;
+    '' when nothing ties them together.  An address that the guest gives to a card is none of these.
+    """
 
     name: str
-    mac: str = ""  # lower case; '' when the configuration has none
+    mac: str = ""
     stack: NetworkStack = NetworkStack.OTHER
     config: str = ""  # the file
 
 
 @dataclass(frozen=True)
 class Windows:
-    """What was found of a Windows system."""
+    """What was found of a Windows system.
+
+    ``version``: NT's, with the build (10.0.17763).  ``root``: the directory (/Windows).
+    ``is_dynamic``: its disks are dynamic, or a storage pool.  ``storage_drivers``: those it starts
+    at boot whatever it finds, lower case (storahci); ``clock``: utc or localtime, '' unknown.
+    """
 
     name: str = ""
     version: str = ""
@@ -160,6 +191,9 @@ class Windows:
     is_hibernated: bool = False
     has_bitlocker: bool = False
     is_dynamic: bool = False
+    edition: str = ""
+    storage_drivers: tuple[str, ...] = ()
+    clock: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +217,7 @@ class Guest:
     uses: tuple[str, ...] = ()  # lvm, md, luks, btrfs, multipath
     windows: Windows | None = None
     problems: tuple[str, ...] = ()
+    default_entry: BootEntry | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -61,6 +61,10 @@ class Status:
     links: int = 1
 
     @property
+    def permissions(self) -> int:
+        return stat.S_IMODE(self.mode)
+
+    @property
     def is_file(self) -> bool:
         return stat.S_ISREG(self.mode)
 
@@ -235,7 +239,12 @@ class Tree:
     @contextmanager
     def directory(self, path: str) -> Iterator[int]:
         """A directory, for the calls that take one (dir_fd); names must have no slash then."""
-        fd = _openat2(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = _openat2(self._root, path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(errno.ENOENT, "not in the guest", path) from error
+        except OSError as error:
+            raise _explained(path, error) from error
         try:
             yield fd
         finally:

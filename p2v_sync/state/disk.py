@@ -91,7 +91,7 @@ class DiskLedger:
             else:
                 record = PassRecord(number, kind, resumed=True, counters=counters_of(row))
                 pass_row = self._reopen_pass(tables, row, kind)
-            self._update(tables, entries_digest=None, last_error=None)
+            self._update(tables, entries_digest=None, last_error=None, delta=None)
         self._open = _OpenPass(pass_row, time.monotonic())
         return record
 
@@ -268,6 +268,11 @@ class DiskLedger:
     def note_set_read_only(self, value: bool) -> None:
         with self._database.writing() as tables:
             self._update(tables, set_read_only=int(value))
+
+    def note_delta(self, value: str | None) -> None:
+        """What became of the delta at the target: "sent", "in-place", "qcow2", or there is none."""
+        with self._database.writing() as tables:
+            self._update(tables, delta=value)
 
     def _row(self, tables: sqlite_utils.Database) -> dict[str, Any]:
         row: dict[str, Any] = tables.table("disks").get(self._disk)

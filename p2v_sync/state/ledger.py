@@ -209,6 +209,7 @@ def _disk_overview(
         last_error=disk["last_error"],
         is_running=is_running,
         used_only=_is_used_only(disk["identity"]),
+        delta=disk["delta"],
     )
 
 

@@ -154,8 +154,13 @@ def _create(tables: sqlite_utils.Database) -> None:
         tables.execute(statement)
 
 
+def _note_deltas(tables: sqlite_utils.Database) -> None:
+    # What became of the delta of the newest pass: sent, in-place, qcow2; NULL: there is none.
+    tables.execute("ALTER TABLE disks ADD COLUMN delta TEXT")
+
+
 # The n-th brings a file of version n to version n + 1.  They are never edited, only added to.
-MIGRATIONS: Sequence[Migration] = (_create,)
+MIGRATIONS: Sequence[Migration] = (_create, _note_deltas)
 
 
 def migrate(

@@ -12,22 +12,17 @@ from p2v_sync.device.machine import Cpus, Machine, MachineDisk, Nic
 from p2v_sync.errors import ConfigError
 from p2v_sync.fixup.guest import Firmware, Guest
 from p2v_sync.fixup.plan import Bus, Hypervisor
+from p2v_sync.fixup.profile import UNKNOWN_GUEST, Hardware, NicModel, Twins
 from p2v_sync.units import GIB, MIB, TIB, format_size
 from p2v_sync.vm.definition import (
     Chipset,
     Definitions,
-    Hardware,
     Image,
-    NicModel,
-    Twins,
     VirtualDisk,
     VirtualMachine,
     VirtualNic,
 )
 from p2v_sync.vm.network import Networks
-
-# For a guest nobody has looked into: what almost every system has a driver for.
-UNKNOWN_GUEST = Twins(Hardware(Bus.SATA, NicModel.E1000E), Hardware(Bus.IDE, NicModel.E1000))
 
 _MEMORY_LEAST, _MEMORY_MOST = 16 * MIB, 64 * TIB
 _VCPUS_MOST = 4096
@@ -90,7 +85,7 @@ def choose(
     wishes: Wishes,
     hardware: Twins = UNKNOWN_GUEST,
 ) -> Definitions:
-    """The two definitions.  ``images``: in the order of the boot firmware, the boot disk first.
+    """The two definitions.  ``images``: in the order of ``vm.boot_order``, the boot disk first.
 
     ``hardware``: what the guest's drivers allow once it is fixed up; not asked for Windows, whose
     own drivers are known.  ``guest``: None when nobody looked.  Raises ConfigError for wishes that
@@ -196,7 +191,7 @@ def _notes(machine: Machine, guest: Guest, wishes: Wishes) -> Iterator[str]:
     if machine.has_tpm:
         yield "the machine has a TPM, and keys sealed by it stay there"
     if machine.has_secure_boot:
-        yield "Secure Boot is on with Microsoft's keys; keys of the machine's own are not carried"
+        yield "Secure Boot is on but in the compat twin; of the keys only Microsoft's are carried"
     if guest.windows is not None:
         yield "Windows gets hardware that it knows; virt-v2v-in-place installs virtio drivers"
 

@@ -9,6 +9,7 @@ from p2v_sync.config import plain_name
 from p2v_sync.device.machine import Cpus
 from p2v_sync.fixup.guest import Firmware
 from p2v_sync.fixup.plan import Bus, Hypervisor
+from p2v_sync.fixup.profile import NicModel
 from p2v_sync.vm.network import Network
 
 
@@ -19,27 +20,11 @@ class Chipset(StrEnum):
     PC = "pc"  # i440fx: PCI, IDE
 
 
-class NicModel(StrEnum):
-    """Network cards, newest first."""
-
-    VIRTIO = "virtio"
-    E1000E = "e1000e"
-    E1000 = "e1000"
-    RTL8139 = "rtl8139"
-
-
 class Format(StrEnum):
     """Of an image file."""
 
     RAW = "raw"
     QCOW2 = "qcow2"
-
-
-class Hardware(NamedTuple):
-    """What a guest's drivers decide.  ``bus``: any but AUTO."""
-
-    bus: Bus
-    nic: NicModel
 
 
 @dataclass(frozen=True)
@@ -144,10 +129,3 @@ class Definitions(NamedTuple):
 
     recommended: VirtualMachine
     compat: VirtualMachine
-
-
-class Twins(NamedTuple):
-    """The hardware of the two."""
-
-    recommended: Hardware
-    compat: Hardware

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
 from p2v_sync.fixup.plan import Bus, Hypervisor
+from p2v_sync.fixup.profile import NicModel
 from p2v_sync.units import KIB
-from p2v_sync.vm.definition import NicModel, VirtualDisk, VirtualMachine, VirtualNic
+from p2v_sync.vm.definition import VirtualDisk, VirtualMachine, VirtualNic
 
 # Not allowed in XML 1.0 in any form.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

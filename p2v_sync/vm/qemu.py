@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from shlex import quote
 
 from p2v_sync.fixup.plan import Bus
+from p2v_sync.fixup.profile import NicModel
 from p2v_sync.units import MIB
-from p2v_sync.vm.definition import Chipset, NicModel, VirtualDisk, VirtualMachine
+from p2v_sync.vm.definition import Chipset, VirtualDisk, VirtualMachine
 from p2v_sync.vm.shell import BESIDE_IMAGES, command, comment, script
 
 _NIC_DEVICES = {
@@ -183,6 +184,7 @@ def write(vm: VirtualMachine) -> bytes:
                 "Made by p2v-sync.",
                 *vm.notes,
                 "interfaces without a bridge reach the outside through QEMU (-netdev user)",
+                "where /dev/kvm is of no use: -machine accel=tcg; without a screen: -nographic",
             ]
         ),
         "set -eu",

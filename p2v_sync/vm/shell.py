@@ -15,8 +15,8 @@ def command(head: str, options: Sequence[Sequence[str]], tail: str = "") -> str:
     return " \\\n    ".join([*lines, tail] if tail else lines)
 
 
-# A script is run from its own directory: there lie the images.
-BESIDE_IMAGES = 'cd -- "$(dirname -- "$0")"'
+# A script works in its own directory: there lie the images.
+BESIDE_IMAGES = 'CDPATH= cd -- "$(dirname -- "$0")"'
 
 
 def script(lines: Iterable[str]) -> bytes:

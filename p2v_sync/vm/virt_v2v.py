@@ -10,8 +10,9 @@ from shlex import quote
 from xml.etree import ElementTree as ET
 
 from p2v_sync.fixup.plan import Bus
+from p2v_sync.fixup.profile import NicModel
 from p2v_sync.units import KIB
-from p2v_sync.vm.definition import Format, Image, NicModel, VirtualDisk, VirtualMachine
+from p2v_sync.vm.definition import Format, Image, VirtualDisk, VirtualMachine
 from p2v_sync.vm.libvirt import clean, tostring
 from p2v_sync.vm.shell import BESIDE_IMAGES, comment, script
 

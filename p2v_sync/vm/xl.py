@@ -8,8 +8,9 @@ for somebody.
 from collections.abc import Iterator, Sequence
 
 from p2v_sync.fixup.plan import Bus, Hypervisor
+from p2v_sync.fixup.profile import NicModel
 from p2v_sync.units import MIB
-from p2v_sync.vm.definition import NicModel, VirtualMachine, VirtualNic
+from p2v_sync.vm.definition import VirtualMachine, VirtualNic
 from p2v_sync.vm.libvirt import letters
 from p2v_sync.vm.network import Network
 from p2v_sync.vm.shell import comment

@@ -10,7 +10,8 @@ import threading
 from typing import Any, Iterable, Iterator, List, Optional
 
 from . import __version__, auth, listen, wire
-from .serve import Server, log
+from .live import log
+from .serve import Server
 from .stream import FdPipe, FrameStream, SocketPipe
 
 
@@ -35,6 +36,11 @@ def _parser() -> argparse.ArgumentParser:
         "--token-file",
         metavar="FILE",
         help="keep the token in FILE, so that senders go on by themselves after a restart",
+    )
+    tcp.add_argument(
+        "--allow-run",
+        action="store_true",
+        help="let senders define and start virtual machines here, which means: run anything",
     )
     tcp.set_defaults(run=_listen)
     child = commands.add_parser("serve")
@@ -84,7 +90,7 @@ def _listen(options: Any) -> int:
                 options.bind, options.port, _reason(error)
             )
         )
-    server = Server(os.path.abspath(options.dir))
+    server = Server(os.path.abspath(options.dir), may_run=options.allow_run)
 
     def is_over() -> bool:
         return bool(options.once and server.closed_in_due_form) and not server.live_sessions
@@ -99,7 +105,8 @@ def _listen(options: Any) -> int:
 
 def _serve(options: Any) -> int:
     """Serve whoever comes through an inherited socket, or standard input and output."""
-    server = Server(os.path.abspath(options.dir))
+    # Who started us could start anything else, too.
+    server = Server(os.path.abspath(options.dir), may_run=True)
     if options.direct:
         _announce_direct(server, options)
     pipes: Iterable[Any] = [_standard_pipe()] if options.door is None else _visitors(options.door)

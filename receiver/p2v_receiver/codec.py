@@ -12,13 +12,14 @@ import struct
 import zlib
 from typing import Any, Callable, Dict, List, Optional, Type
 
-from .wire import ENTRY_SIZE, PAGE_DIGEST_SIZE, PAGE_SIZE, ZERO, Buffer
+from .wire import ENTRY_SIZE, PAGE_DIGEST_SIZE, PAGE_SIZE, ZERO, Buffer, Json, Run
 
 Digest = Callable[[Buffer], bytes]
 PageDigests = Callable[[memoryview], bytes]
 
 _ZEROS = bytes(4 * 1024 * 1024)
 _PROBE = _ZEROS[:4096]
+_START = struct.Struct("!Q")
 
 RAW, ZLIB, ZSTD = 0, 1, 2
 CODEC_NAMES = {RAW: "none", ZLIB: "zlib", ZSTD: "zstd"}
@@ -187,9 +188,30 @@ def entries_of(data: memoryview, block_size: int, digest: Digest) -> List[bytes]
     return entries
 
 
-def entries_digest(entries: bytes) -> bytes:
+def entries_digest(entries: Buffer) -> bytes:
     """The digest of packed entries; it names the state of a segment or of a whole disk."""
     return hashlib.blake2b(entries, digest_size=ENTRY_SIZE).digest()
+
+
+class Tally:
+    """Counts the runs of a delta, and digests the (start, digest) of all of them in order (P7)."""
+
+    def __init__(self) -> None:
+        self._runs = 0
+        self._length = 0
+        self._digest = hashlib.blake2b(digest_size=ENTRY_SIZE)
+
+    def add(self, run: Run) -> None:
+        self._runs += 1
+        self._length += run.length
+        self._digest.update(_START.pack(run.start) + run.digest)
+
+    def end_record(self) -> Json:
+        return {
+            "runs": self._runs,
+            "bytes": self._length,
+            "digest": self._digest.hexdigest(),
+        }
 
 
 class Codec:

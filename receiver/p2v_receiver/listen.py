@@ -17,7 +17,8 @@ from collections import OrderedDict
 from typing import Any, Callable, Iterable, Iterator
 
 from . import auth, wire
-from .serve import Server, log
+from .live import log
+from .serve import Server
 from .stream import FrameStream, SocketPipe, TlsPipe, configure_socket
 
 DIRECT_PORTS = range(auth.DEFAULT_PORT + 1, auth.DEFAULT_PORT + 17)  # what a firewall has to know

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import struct
 import threading
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import codec
 from .target import Identity, TargetError
@@ -57,8 +57,12 @@ CREATE TABLE segments (
     uncertain INTEGER NOT NULL,     -- 1: written to since its last commit (P3), 2: lost (P2)
     seal BLOB NOT NULL              -- digest of number, uncertain and digest
 )""",
+    # What became of the delta (P8): no row, or one.  Digests of the end records of delta and undo.
+    "CREATE TABLE cutover (phase TEXT NOT NULL, delta TEXT NOT NULL, undo TEXT NOT NULL)",
     "CREATE TABLE unreadable (start INTEGER PRIMARY KEY, length INTEGER NOT NULL)",
 )
+APPLYING, APPLIED, UNDOING = "applying", "applied", "undoing"  # the image is not the replica
+QCOW2 = "qcow2"  # the image is the replica, with an overlay above it
 _ROW = struct.Struct("!Q")
 _CERTAIN, _UNCERTAIN = 0, 1
 _LOST = 2  # what the cache returns may not be on the disk: only sending it again helps
@@ -84,6 +88,14 @@ class Segment(NamedTuple):
 
     entries: bytes
     uncertain: bool
+
+
+class Cutover(NamedTuple):
+    """What became of the delta; ``undo`` is "" for a QCOW2."""
+
+    phase: str
+    delta: str
+    undo: str
 
 
 def _as_target_error(error: sqlite3.Error, path: str) -> TargetError:
@@ -191,6 +203,9 @@ class Manifest:
         if version < 1 or self._value("SELECT seal FROM image") != self._seal():
             raise ValueError("its head was altered")
         _check_header(self.header())
+        cutover = self.cutover()
+        if cutover and cutover.phase not in (APPLYING, APPLIED, UNDOING, QCOW2):
+            raise ValueError("its phase is not one this program writes")
         # A name that was altered in the schema would be noticed only when it is used.
         self._rows("SELECT rest_is_zero, length, entries FROM image, unreadable, segments LIMIT 0")
         segments = self.layout().segments
@@ -296,6 +311,11 @@ class Manifest:
     def unreadable(self) -> List[Tuple[int, int]]:
         return self._rows("SELECT start, length FROM unreadable ORDER BY start")
 
+    def cutover(self) -> Optional[Cutover]:
+        """What became of the delta; None: the image is the replica, and nothing is above it."""
+        rows = self._rows("SELECT phase, delta, undo FROM cutover")
+        return Cutover(*rows[0]) if rows else None
+
     # Changing
 
     @contextlib.contextmanager
@@ -322,7 +342,8 @@ class Manifest:
         """Of the head: what SQLite can't know to be damaged."""
         image = [row[:-1] for row in self._db.execute("SELECT * FROM image")]
         unreadable = self._db.execute("SELECT * FROM unreadable ORDER BY start").fetchall()
-        return codec.entries_digest(json.dumps([image, unreadable]).encode())
+        cutover = self._db.execute("SELECT * FROM cutover").fetchall()
+        return codec.entries_digest(json.dumps([image, unreadable, cutover]).encode())
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
@@ -415,7 +436,21 @@ class Manifest:
         """Start the record over, for a new image."""
         with self._change():
             self._db.execute("DELETE FROM segments")
+            self._db.execute("DELETE FROM cutover")
             self._set(fields)
+
+    def set_cutover(self, cutover: Optional[Cutover], file_identity: Optional[Identity]) -> None:
+        """P8: before the image is changed, and when that is durable.
+
+        ``file_identity`` None: it will not be known again as the image of the last checkpoint, for
+        somebody else may have written to it as well.
+        """
+        with self._change():
+            self._db.execute("DELETE FROM cutover")
+            if cutover is not None:
+                self._db.execute("INSERT INTO cutover VALUES (?, ?, ?)", cutover)
+            identity = None if file_identity is None else json.dumps(file_identity)
+            self._db.execute("UPDATE image SET file_identity = ?", [identity])
 
     def recut(self, digest: str, block_size: int) -> None:
         """Start the record over, with other parameters: nothing is known of the image."""

@@ -11,7 +11,9 @@ import threading
 from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 from . import codec
-from .store import Opened, Place
+from .apply import Target
+from .place import Place
+from .store import Opened
 from .target import TargetError, aligned_buffer
 from .wire import (
     ENTRY_SIZE,
@@ -111,6 +113,8 @@ class Session:
         source = get(message, "source", dict)
         if len(pack_json(source)) > _MAX_IDENTITY:
             raise ProtocolError("the source's identity is too long")  # it goes into each OPENED
+        # P8: what lies above the replica would no longer fit.
+        Target(self._place, self._image, self._manifest, True).part_from_qcow2()
         self._quiesced = kind != "seed"  # P11
         self._manifest.begin_pass(kind, source)
         self._began = True

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import signal
 import stat
 import time
@@ -18,7 +17,10 @@ import uuid
 from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 from . import codec
-from .manifest import Manifest, ManifestDamaged, seed_to_column
+from .apply import Target, phase_error
+from .delta import DeltaDamaged
+from .manifest import APPLIED, QCOW2, Manifest, ManifestDamaged, seed_to_column
+from .place import Place
 from .target import (
     Image,
     TargetError,
@@ -38,7 +40,6 @@ from .wire import (
     Layout,
 )
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,99}")
 _TAKEOVER_S = 15.0
 PATIENCE_S = 3.0  # the receiver of a sender that was just killed is still recording what it has
 
@@ -55,6 +56,7 @@ class Request(NamedTuple):
     run: str  # names the sender's process: a new connection of the same run takes the lock over
     source_file: Json  # boot id, dev, ino / rdev of the source, to notice source = target
     create: bool  # False: the image must be there (verify)
+    cutover: bool = False  # what was applied stays so; nothing will be written to the replica
 
 
 class Opened(NamedTuple):
@@ -64,73 +66,7 @@ class Opened(NamedTuple):
     manifest: Manifest
     created: bool
     reasons: List[str]  # why the image has to be digested again; empty: the manifest is believed
-
-
-def check_name(name: str, what: str) -> None:
-    """Raises TargetError unless ``name`` is a plain file name (P10)."""
-    if _NAME.fullmatch(name) is None:
-        raise TargetError(
-            ErrorCode.REFUSED,
-            "{!r} can't be the name of a {}".format(name[:120], what),
-            "letters, digits and . _ + @ - are allowed, and no leading dot",
-        )
-
-
-class Place:
-    """The files of one disk of one job."""
-
-    def __init__(self, root: str, job: str, disk: str) -> None:
-        check_name(job, "job")
-        check_name(disk, "disk")
-        self.directory = os.path.join(root, job)
-        base = os.path.join(self.directory, disk)
-        self.image = base + ".img"
-        self.manifest = base + ".manifest"
-        self.lock = base + ".lock"
-        self.map = base + ".map"
-
-    def make_directory(self, root: str) -> None:
-        """The job's directory; a link in its place is refused (P10).
-
-        Of ``root`` only the last part is made: a mistyped path must not fill some other disk.
-        """
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(root)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.directory, 0o700)
-                sync_directory(root)
-            if not stat.S_ISDIR(os.lstat(self.directory).st_mode):
-                raise TargetError(
-                    ErrorCode.REFUSED,
-                    "{} is not a directory".format(self.directory),
-                    "move it away on the host, or use another --job",
-                )
-        except FileNotFoundError as error:
-            raise TargetError(
-                ErrorCode.REFUSED,
-                "there is no directory {} to make {} in".format(
-                    os.path.dirname(os.path.abspath(root)), os.path.basename(root)
-                ),
-                "check the path, and whether its disk is mounted",
-            ) from error
-        except OSError as error:
-            raise from_oserror(error, "making", self.directory) from error
-
-    def move_aside(self, path: str) -> str:
-        """Rename a file that can't be used; returns its new name."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name = "{}.aside-{}".format(path, stamp)
-        number = 0
-        while os.path.lexists(name):
-            number += 1
-            name = "{}.aside-{}-{}".format(path, stamp, number)
-        try:
-            os.rename(path, name)
-            sync_directory(self.directory)
-        except OSError as error:
-            raise from_oserror(error, "moving aside", path) from error
-        return os.path.basename(name)
+    notes: List[str]  # what else the operator should know
 
 
 class Lock:
@@ -242,6 +178,7 @@ class Opener:
         self._place = place
         self._request = request
         self._reasons: List[str] = []
+        self._notes: List[str] = []
         self._damaged = False
 
     def open(self) -> Opened:
@@ -293,8 +230,9 @@ class Opener:
             self._reasons.append("the image was gone and has been made anew")
             manifest.reset(dict(self._fresh_fields(image, created), quiesced=0, pass_complete=1))
         else:
-            self._judge(image, manifest, header)
-        return Opened(image, manifest, created, self._reasons)
+            self._restore(image, manifest)
+            self._judge(image, manifest, manifest.header())
+        return Opened(image, manifest, created, self._reasons, self._notes)
 
     def _check_segments(self, recorded: Optional[int]) -> None:
         """``recorded`` is the block size in the manifest."""
@@ -327,6 +265,14 @@ class Opener:
             return None
         image = Image.open(path)
         wanted = self._request.size
+        if self._request.cutover and image.size != wanted and not image.is_device:
+            length = image.size
+            image.close()
+            raise TargetError(
+                ErrorCode.CHANGED,
+                "{} has {} bytes, the disk {}".format(path, length, wanted),
+                "bring it back to its size, or run p2v-sync sync",
+            )
         if image.is_device:
             if image.size < wanted:
                 image.close()
@@ -387,8 +333,32 @@ class Opener:
             raise from_oserror(error, "making", path) from error
         return Manifest(path)
 
+    def _restore(self, image: Image, manifest: Manifest) -> None:
+        """P8: what a pass works on is the replica, not what became of it since."""
+        cutover = manifest.cutover()
+        if cutover is None or self._request.cutover:
+            return
+        if cutover.phase == QCOW2:
+            if self._request.create:
+                self._notes.append("the qcow2 overlay is moved aside when the pass begins")
+            return
+        if cutover.phase == APPLIED and not self._request.create:
+            raise phase_error(
+                "{} is cut over: its delta is applied".format(image.path),
+                "take it back first: p2v-sync rollback",
+            )
+        try:
+            Target(self._place, image, manifest, True).roll_back()
+            self._notes.append("the delta was taken back: the image is the replica again")
+        except DeltaDamaged as error:
+            self._reasons.append("the delta can't be taken back ({})".format(error.message))
+            manifest.set_cutover(None, None)
+
     def _judge(self, image: Image, manifest: Manifest, header: Json) -> None:
         """P5: believe the manifest only while it provably is about this image as it is now."""
+        cutover = manifest.cutover()
+        if cutover and cutover.phase != QCOW2:
+            return  # it is not what the manifest describes
         digest = _choose_digest(self._request, header["digest"])
         block_size = self._request.block_size or header["block_size"]
         if (digest, block_size) != (header["digest"], header["block_size"]):

@@ -21,6 +21,8 @@ _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _FALLOC_FL_ZERO_RANGE = 0x10
 _BLKGETSIZE64 = 0x80081272  # linux/fs.h: _IOR(0x12, 114, size_t)
+_F_OFD_GETLK = 36  # asm-generic/fcntl.h; Python has it since 3.9
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock where off_t has 64 bits
 _READ_SIZE = 1024 * 1024
 _EDGE = 1024 * 1024
 _SAMPLE_BLOCKS = 32
@@ -133,6 +135,8 @@ class Image:
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
             raise _not_an_image(path)
+        with _closed_on_failure(fd):
+            _refuse_running(fd, path)
         return cls(fd, path, status.st_size)
 
     @classmethod
@@ -142,9 +146,7 @@ class Image:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            raise TargetError(
-                ErrorCode.REFUSED, "{} is in use on the host".format(path), "unmount it there"
-            ) from error
+            raise _in_use(path) from error
         with _closed_on_failure(fd):
             answer = fcntl.ioctl(fd, _BLKGETSIZE64, b"\0" * 8)
         return cls(fd, path, struct.unpack("Q", answer)[0])
@@ -334,6 +336,29 @@ def _closed_on_failure(fd: int) -> Iterator[None]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _in_use(path: str) -> TargetError:
+    return TargetError(
+        ErrorCode.REFUSED,
+        "{} is in use on the host".format(path),
+        "unmount it there, or stop the virtual machine",
+    )
+
+
+def _refuse_running(fd: int, path: str) -> None:
+    """While a QEMU has the image open, also below an overlay: its locks tell (qemu(1), locking).
+
+    Open file description locks (fcntl(2)) on bytes from 100 (what it does) and 200 (what others
+    may not do).
+    """
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 100, 200, 0)
+    try:
+        (kind, *_) = _FLOCK.unpack(fcntl.fcntl(fd, _F_OFD_GETLK, wanted))
+    except OSError:
+        return  # a file system without locks
+    if kind != fcntl.F_UNLCK:
+        raise _in_use(path)
 
 
 def _not_an_image(path: str) -> TargetError:

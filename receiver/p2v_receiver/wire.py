@@ -60,6 +60,11 @@ MAX_RUN = 4096  # blocks one ZEROS or VERIFY is about: the answer to it is a lis
 MAX_FETCH = 256  # segments one FETCH is about: what takes long comes in pieces
 
 PAGES = "pages"  # the feature: ASK_PAGES and PATCH are understood
+DELTA = "delta"  # the feature: CUTOVER, ACT and RUNS are understood
+
+MAX_RUNS = 4096  # of one RUNS frame
+MAX_FILE = 1024 * 1024  # bytes of a file beside the images
+MIN_CHUNK_SIZE = 512
 
 DEFAULT_WINDOW = 64 * 1024 * 1024
 HEARTBEAT_S = 5.0
@@ -149,6 +154,10 @@ class FrameType(IntEnum):
     PAGE_DIGESTS = 28  # R  BlockSet; body: packed digests of the pages of each of these blocks
     PATCH = 29  # S  Patch head + entries + page maps; body: the changed pages
     REFUSED = 30  # R  BlockSet
+    CUTOVER = 31  # S  json, as OPEN
+    ACT = 32  # S  json; body: the content of a file
+    ACTED = 33  # R  json
+    RUNS = 34  # S  Runs; body: their bytes
 
 
 class ErrorCode(IntEnum):
@@ -163,6 +172,7 @@ class ErrorCode(IntEnum):
     CHANGED = 13
     READ_ONLY = 14
     SAME_FILE = 15
+    PHASE = 16
     FULL = 20
     IO = 21
     INTEGRITY = 30
@@ -181,6 +191,8 @@ class State(IntEnum):
     ENDING = 7
     CLOSING = 8
     DONE = 9
+    TAKING = 10  # CUTOVER sent
+    TAKEN = 11  # a delta is kept, applied, taken back; no bulk
 
 
 SENDER, RECEIVER = "sender", "receiver"
@@ -207,7 +219,11 @@ _ALL_ANSWERS = _BULK_ANSWERS + _STEERING_ANSWERS
 TRANSITIONS: Dict[State, _Rules] = {
     _S.START: {(SENDER, _F.HELLO): _S.GREETED},
     _S.GREETED: {(RECEIVER, _F.WELCOME): _S.READY},
-    _S.READY: {(SENDER, _F.OPEN): _S.OPENING, (SENDER, _F.ATTACH): _S.ATTACHING},
+    _S.READY: {
+        (SENDER, _F.OPEN): _S.OPENING,
+        (SENDER, _F.ATTACH): _S.ATTACHING,
+        (SENDER, _F.CUTOVER): _S.TAKING,
+    },
     _S.OPENING: {(RECEIVER, _F.OPENED): _S.CONTROL},
     _S.ATTACHING: {(RECEIVER, _F.ATTACHED): _S.STREAM},
     _S.CONTROL: _staying(_S.CONTROL, _BULK + _STEERING, _ALL_ANSWERS),
@@ -215,9 +231,12 @@ TRANSITIONS: Dict[State, _Rules] = {
     _S.ENDING: _staying(_S.ENDING, [], _ALL_ANSWERS),
     _S.CLOSING: _staying(_S.CLOSING, [], _ALL_ANSWERS),
     _S.DONE: {},
+    _S.TAKING: {(RECEIVER, _F.OPENED): _S.TAKEN},
+    _S.TAKEN: _staying(_S.TAKEN, [_F.ACT, _F.RUNS], [_F.ACTED]),
 }
 TRANSITIONS[_S.CONTROL].update({(SENDER, _F.END): _S.ENDING, (SENDER, _F.CLOSE): _S.CLOSING})
 TRANSITIONS[_S.STREAM][(SENDER, _F.CLOSE)] = _S.CLOSING
+TRANSITIONS[_S.TAKEN][(SENDER, _F.CLOSE)] = _S.CLOSING
 TRANSITIONS[_S.ENDING][(RECEIVER, _F.ENDED)] = _S.CONTROL
 TRANSITIONS[_S.CLOSING][(RECEIVER, _F.CLOSED)] = _S.DONE
 _ANYWHERE = {SENDER: (_F.PING, _F.ERROR), RECEIVER: (_F.PING, _F.ERROR, _F.LOG)}
@@ -340,6 +359,8 @@ _BLOCKS = struct.Struct("!QI")
 _DATA = struct.Struct("!QBI")
 _PATCH = struct.Struct("!BI")
 _VERIFY = struct.Struct("!IQI")
+_RUNS = struct.Struct("!BI")
+_RUN = struct.Struct("!QI{}s".format(ENTRY_SIZE))
 _WRITTEN = struct.Struct("!IQ")
 _NUMBER = struct.Struct("!I")
 
@@ -525,6 +546,51 @@ class Verify(NamedTuple):
     def unpack(cls, meta: bytes) -> "Verify":
         number, first, total = _unpack(_VERIFY, meta)
         return cls(number, first, _run_length(total))
+
+
+class Run(NamedTuple):
+    """Bytes of a disk that are others than those of the replica.  ``digest``: their BLAKE2b-128."""
+
+    start: int
+    length: int
+    digest: bytes
+
+    def pack(self) -> bytes:
+        return _RUN.pack(*self)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+class Runs(NamedTuple):
+    """Some runs in order, none touching what another one has: a part of a delta."""
+
+    codec: int
+    runs: List[Run]
+
+    def pack(self) -> bytes:
+        return _RUNS.pack(self.codec, self.raw_length) + b"".join(run.pack() for run in self.runs)
+
+    @property
+    def raw_length(self) -> int:
+        return sum(run.length for run in self.runs)
+
+    @classmethod
+    def unpack(cls, meta: bytes) -> "Runs":
+        packed = meta[_RUNS.size :]
+        codec, raw_length = _unpack(_RUNS, meta, len(packed))
+        if not packed or len(packed) % _RUN.size or len(packed) > MAX_RUNS * _RUN.size:
+            raise ProtocolError("a RUNS frame contradicts itself")
+        message = cls(codec, [Run(*each) for each in _RUN.iter_unpack(packed)])
+        if message.raw_length != raw_length or raw_length > MAX_REQUEST:
+            raise ProtocolError("a RUNS frame contradicts itself")
+        return message
+
+
+def is_chunk_size(value: int) -> bool:
+    """What a delta's runs are aligned to: a power of two that one RUNS frame can carry."""
+    return MIN_CHUNK_SIZE <= value <= MAX_REQUEST and value & (value - 1) == 0
 
 
 def pack_number(number: int) -> bytes:

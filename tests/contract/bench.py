@@ -7,8 +7,9 @@ from typing import Any
 
 from p2v_receiver import codec, wire
 from p2v_receiver.manifest import Manifest
+from p2v_receiver.place import Place
 from p2v_receiver.session import Session
-from p2v_receiver.store import Opened, Place, Request, opened
+from p2v_receiver.store import Opened, Request, opened
 from p2v_receiver.wire import Blocks, Data, Layout, Segments
 from p2v_sync.engine.refine import changed_pages
 from p2v_sync.units import KIB, MIB

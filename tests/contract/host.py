@@ -10,15 +10,17 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from p2v_receiver import store
+from p2v_receiver import delta, qcow2, store
 from p2v_receiver.manifest import Manifest
+from p2v_receiver.place import Draft
 from p2v_receiver.target import Image, TargetError
-from p2v_receiver.wire import ErrorCode
+from p2v_receiver.wire import Buffer, ErrorCode
 
-_PART = 2048  # half of the smallest block
+PART = 2048  # half of the smallest block
 
 
 def _nothing() -> None:
@@ -41,6 +43,8 @@ class Host:
         self._flushed: dict[int, int] = {}
         self._unflushed: list[tuple[str, int, bytes]] = []
         self._dropped: dict[tuple[str, int], bytes] = {}
+        self.unnamed: dict[str, bytes | None] = {}  # path → what it was before its last rename
+        self.torn: set[str] = set()  # files that got their name before they were flushed
 
     def step(self) -> None:
         """An operation that a dead machine does not do."""
@@ -64,8 +68,8 @@ class Host:
     def wrote(self, image: Image, start: int, length: int) -> None:
         """About to change a range.  Its parts are lost one by one: a write may be torn."""
         before = os.pread(image.fd, length, start)
-        for at in range(0, length, _PART):
-            self._unflushed.append((image.path, start + at, before[at : at + _PART]))
+        for at in range(0, length, PART):
+            self._unflushed.append((image.path, start + at, before[at : at + PART]))
             self._dropped.pop((image.path, start + at), None)
         self.versions[os.fstat(image.fd).st_ino] += 1
 
@@ -96,6 +100,15 @@ class Host:
                     file.seek(start)
                     file.write(before)
         self._unflushed = []
+        for path in self.torn:
+            os.truncate(path, os.path.getsize(path) // 2)
+        for path, content in self.unnamed.items():
+            if is_lost():
+                os.unlink(path)
+                if content is not None:
+                    with open(path, "wb") as file:
+                        file.write(content)
+        self.torn, self.unnamed = set(), {}
         if time_goes_back:
             self.versions.update(self._flushed)
         self.is_dead = False
@@ -105,7 +118,10 @@ class Host:
     def installed(self) -> Iterator[None]:
         """The receiver's files are those of this machine."""
         image, manifest = _parts_of(self)
+        draft = _draft_of(self)
         with (
+            mock.patch.object(delta, "Draft", draft),
+            mock.patch.object(qcow2, "Draft", draft),
             mock.patch.object(store, "Image", image),
             mock.patch.object(store, "Manifest", manifest),
         ):
@@ -150,3 +166,35 @@ def _parts_of(host: Host) -> tuple[type[Image], type[Manifest]]:
                 yield
 
     return ForgetfulImage, MortalManifest
+
+
+def _draft_of(host: Host) -> type[Draft]:
+    class ForgetfulDraft(Draft):
+        is_flushed = True
+
+        def write(self, data: Buffer) -> None:
+            host.step()
+            self.is_flushed = False
+            super().write(data)
+
+        def _flush(self) -> None:
+            host.step()
+            super()._flush()
+            self.is_flushed = True
+            host.step()
+
+        def _rename(self) -> None:
+            host.step()
+            there = os.path.exists(self.path)
+            host.unnamed[self.path] = Path(self.path).read_bytes() if there else None
+            super()._rename()
+            if not self.is_flushed:
+                host.torn.add(self.path)
+            host.step()
+
+        def _flush_name(self) -> None:
+            super()._flush_name()
+            host.unnamed.pop(self.path, None)
+            host.step()
+
+    return ForgetfulDraft

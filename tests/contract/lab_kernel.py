@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 LINUX = shutil.which("linux.uml")
 MODULES = Path("/usr/lib/uml/modules")
 _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
+_MEMORY = "3G"  # at most
 _MOST_IMAGES = 16  # ubda to ubdp (arch/um/drivers/ubd_kern.c)
 
 # For ``pytestmark``: what a test needs that boots the lab kernel.
@@ -70,7 +71,7 @@ def run_in_lab_kernel(
     *,
     images: Sequence[Path] = (),
     modules: Sequence[str] = (),
-    memory: str = "1G",
+    nics: Sequence[str] = (),
     timeout_s: float = 500,
 ) -> LabRun:
     """Boot the lab kernel and run ``python -m`` with ``argv``: a module's name and its arguments.
@@ -78,7 +79,8 @@ def run_in_lab_kernel(
     ``directory``, on the host, is where it works, and where it leaves its results; /run is empty
     and in memory, all else is the host's and writable.  ``images``: raw files, which become
     /dev/ubda, /dev/ubdb and so on.  ``modules``: of the kernel, loaded before with what they need
-    (``dm-snapshot``, ``loop``, ``raid1``; ext4, xfs and btrfs are always there).  Raises
+    (``dm-snapshot``, ``loop``, ``raid1``; ext4, xfs and btrfs are always there).  ``nics``: their
+    addresses; eth0 and so on, which lead nowhere.  Raises
     subprocess.TimeoutExpired, and AssertionError for what the kernel's command line can't say.
     """
     assert LINUX is not None
@@ -101,8 +103,9 @@ def run_in_lab_kernel(
         (directory / name).unlink(missing_ok=True)
     root = ["rootfstype=hostfs", "root=/dev/root", "rw", f"init={init}"]
     disks = [f"ubd{number:x}={image}" for number, image in enumerate(images)]
-    console = ["con=null", "con0=null,fd:1", "quiet", f"mem={memory}"]
-    _boot([LINUX, *root, *disks, *console], directory / "console.log", timeout_s)
+    console = ["con=null", "con0=null,fd:1", "quiet", f"mem={_MEMORY}"]
+    links = [f"eth{number}=mcast,{mac}" for number, mac in enumerate(nics)]
+    _boot([LINUX, *root, *disks, *links, *console], directory / "console.log", timeout_s)
     status, log, kernel, screen = (
         _text(directory / name)
         for name in ("guest.status", "guest.log", "kernel.log", "console.log")

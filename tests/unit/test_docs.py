@@ -21,17 +21,14 @@ from p2v_sync.cli.render import event_name
 from p2v_sync.device.sysfs import Disk
 from p2v_sync.errors import ConnectFailed, P2vError
 from p2v_sync.events import Counters, Event
+from p2v_sync.fixup.diff import plan_to_json
+from p2v_sync.fixup.draft import Edit
+from p2v_sync.fixup.plan import Finding, Plan, Severity
 from p2v_sync.transport.direct import refused
 from p2v_sync.wizard.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-_CONTEXT = click.Context(cli)
-COMMANDS = {
-    name: command
-    for name in cli.list_commands(_CONTEXT)
-    if (command := cli.get_command(_CONTEXT, name)) is not None
-}
 SENDER_PAGE, RECEIVER_PAGE = DOCS / "p2v-sync.1.md", DOCS / "p2v-receiver.1.md"
 
 
@@ -67,6 +64,22 @@ def options_on(page: Path, command: str) -> set[str]:
 def options_of(command: click.Command) -> set[str]:
     named = {name for one in command.params for name in one.opts if isinstance(one, click.Option)}
     return {name for name in named if name.startswith("--")}
+
+
+def leaf_commands(group: click.Group, start: str = "") -> dict[str, click.Command]:
+    """``fixup plan`` for those in a group."""
+    found: dict[str, click.Command] = {}
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            found.update(leaf_commands(command, f"{start}{name} "))
+        elif command is not None:
+            found[f"{start}{name}"] = command
+    return found
+
+
+COMMANDS = leaf_commands(cli)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -135,15 +148,19 @@ def event_name_of(kind: type[Event]) -> str:
     return event_name(object.__new__(kind))
 
 
-def test_the_fields_of_status() -> None:
-    tree = ast.parse((ROOT / "p2v_sync" / "cli" / "status.py").read_text())
+@pytest.mark.parametrize(
+    ("module", "title"),
+    [("status", "## Objects of status"), ("overlay", "## Objects of overlay status")],
+)
+def test_the_fields_of_status(module: str, title: str) -> None:
+    tree = ast.parse((ROOT / "p2v_sync" / "cli" / f"{module}.py").read_text())
     (function,) = (
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef) and node.name == "_as_json"
     )
     (keys,) = (node.keys for node in ast.walk(function) if isinstance(node, ast.Dict))
-    said = emphasized(section(SENDER_PAGE, "## Objects of status"))
+    said = emphasized(section(SENDER_PAGE, title))
     assert said == {key.value for key in keys if isinstance(key, ast.Constant)}
 
 
@@ -165,6 +182,13 @@ def test_the_parameters_of_the_live_cd() -> None:
         )
         for one in SETTINGS.values()
     ]
+
+
+def test_the_fields_of_a_plan() -> None:
+    edit = Edit("/x", None, None, ())
+    record = plan_to_json(Plan([edit], [Finding("F", Severity.NOTE, "")]))
+    said = emphasized(section(SENDER_PAGE, "## The object of fixup plan and fixup apply"))
+    assert said == {*record, *record["edits"][0], *record["findings"][0]}
 
 
 def test_the_exit_codes() -> None:

@@ -25,7 +25,7 @@ LAYERS = (
     ("overlay",),
     ("engine", "fixup"),
     ("vm",),
-    ("jobs",),
+    ("jobs", "cutover", "guest_disks"),
     ("convert",),
     ("demo", "wizard"),
     ("cli",),
@@ -35,9 +35,13 @@ RECEIVER_LAYERS = (
     ("wire", "auth"),
     ("codec", "stream"),
     ("target",),
-    ("manifest",),
+    ("manifest", "place"),
+    ("delta", "machine"),
+    ("qcow2",),
+    ("apply",),
     ("store",),
-    ("session",),
+    ("session", "cutover"),
+    ("live",),
     ("serve",),
     ("listen",),
     ("__main__",),
@@ -53,7 +57,7 @@ NOT_IN_ENGINE = {"os", "pathlib", "socket", "select", "ssl", "subprocess", "sqli
 
 # Where alone a module may be imported; a name stands for everything below it too.
 ONLY_IN = {
-    "subprocess": {"p2v_sync.run"},
+    "subprocess": {"p2v_sync.run", "p2v_receiver.machine"},
     "multiprocessing": set[str](),
     "sqlite_utils": {"p2v_sync.state"},
     "sqlite3": {"p2v_sync.state", "p2v_receiver.manifest"},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from p2v_receiver import codec, serve, store, wire
+from p2v_receiver import codec, live, serve, store, wire
 from p2v_receiver.session import Session
 from p2v_receiver.target import Image, TargetError
 from p2v_receiver.wire import ErrorCode, FrameType, Json
@@ -188,7 +188,7 @@ def test_anything_but_a_greeting_first(sender: Hostile, kind: FrameType) -> None
 
 
 @pytest.mark.parametrize(
-    "kind", [each for each in F if each not in (F.OPEN, F.ATTACH, F.PING, F.ERROR)]
+    "kind", [each for each in F if each not in (F.OPEN, F.CUTOVER, F.ATTACH, F.PING, F.ERROR)]
 )
 def test_anything_but_a_request_second(sender: Hostile, kind: FrameType) -> None:
     sender.greet().say(kind, REQUEST)
@@ -487,7 +487,7 @@ def test_requests_without_end(
 
         monkeypatch.setattr(Session, name, slow)
     sender.begin()
-    for _ in range(serve._MOST_REQUESTS + 2):
+    for _ in range(live._MOST_REQUESTS + 2):
         sender.say(kind, meta)
     assert "too many requests" in sender.expect_error()
     gate.set()

@@ -19,7 +19,8 @@ import pytest
 
 from p2v_receiver import store, target, wire
 from p2v_receiver.manifest import Manifest
-from p2v_receiver.store import Lock, Place, check_name
+from p2v_receiver.place import Place, check_name
+from p2v_receiver.store import Lock
 from p2v_receiver.target import Image, TargetError, boot_id
 from p2v_receiver.wire import ErrorCode
 from tests.contract.bench import BLOCK, SEGMENT, Bench, cut

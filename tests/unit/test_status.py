@@ -151,6 +151,7 @@ def test_json_is_one_object_a_line_for_each_disk(tmp_path: Path) -> None:
         "used_only": False,
         "last_checkpoint": None,
         "last_error": None,
+        "delta": None,
         "cutover_allowed": True,
         "cutover_refusal": None,
         "next_pass_s": 0.0,

@@ -11,6 +11,13 @@ from tests.contract.lab_kernel import run_in_lab_kernel
 _MODULES = ("dm-snapshot", "loop", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1")
 
 
+class Nic(NamedTuple):
+    """A network interface of the old machine."""
+
+    name: str
+    mac: str
+
+
 class Said(NamedTuple):
     """``written``: sectors written to each disk until then, by its name (``ubda``)."""
 
@@ -25,15 +32,20 @@ def run_in_lab(
     commands: Sequence[Sequence[str]],
     directory: Path,
     *,
+    nics: Sequence[Nic] = (),
     timeout_s: float = 900,
 ) -> list[Said]:
     """Run p2v-sync commands, given by their arguments, where ``images`` are /dev/ubda and so on.
 
-    ``directory``, on the host, is where they work and the same inside, so a TARGET in it stays.
-    Ends at the first command that fails; what each said, in their order.  The ledger is kept in
-    ``directory`` for further calls, each of which is a machine that was switched on anew.
+    ``nics`` are there by their names, as udev would have called them.
+
+    ``directory``, on the host, is where they work.  Its ``images`` is lab_commands.IMAGES inside,
+    the directory for a TARGET.  Ends at the first command that fails; what each said, in their
+    order.  The ledger is kept in ``directory`` for further calls, each of which is a machine that
+    was switched on anew.
     """
-    (directory / "commands.json").write_text(json.dumps(commands))
+    names = [nic.name for nic in nics]
+    (directory / "commands.json").write_text(json.dumps({"nics": names, "commands": commands}))
     results = directory / "results.json"
     results.unlink(missing_ok=True)
     done = run_in_lab_kernel(
@@ -41,7 +53,7 @@ def run_in_lab(
         directory,
         images=images,
         modules=_MODULES,
-        memory="2G",
+        nics=[nic.mac for nic in nics],
         timeout_s=timeout_s,
     )
     assert done.status == 0, done.log + done.kernel

@@ -30,7 +30,8 @@ _TOLD = {
     "guest": "hostname",
     "kernel": "uname -r",
     "root": "findmnt --noheadings --output SOURCE /",
-    "swap": "swapon --show=NAME --noheadings | xargs",
+    # The kernel lists a volume as /dev/dm-N.
+    "swap": "swapon --show=NAME --noheadings | xargs -r lsblk -dno PATH | xargs",
     "mounts": "findmnt --real --list --noheadings --output TARGET | xargs",
     "state": "echo $state",
     "failed": "systemctl list-units --failed --plain --no-legend | cut -d ' ' -f 1 | xargs",

@@ -1,0 +1,259 @@
+"""The standard run: overlays, a look, the copy, fix-ups, their delta, the virtual machine.
+
+Every step can be done again: overlays are made anew, the copy goes on where it was, a delta takes
+the place of the one before, and what was applied is taken back by the next pass (P8).  So the
+same command resumes whatever ended the last one.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from p2v_sync import jobs
+from p2v_sync.config import SyncConfig, check_job_name
+from p2v_sync.cutover import IN_PLACE, QCOW2, JobCutover
+from p2v_sync.device.edd import read_bios_order
+from p2v_sync.device.machine_facts import read_machine
+from p2v_sync.device.storage import NOTHING_KNOWN
+from p2v_sync.errors import (
+    ConfigError,
+    FixupError,
+    OverlayError,
+    OverlayUnsupported,
+    SourceReadError,
+)
+from p2v_sync.events import Notice, Observer
+from p2v_sync.fixup.guest import Guest
+from p2v_sync.fixup.plan import Finding, Plan, Severity, Target
+from p2v_sync.fixup.profile import UNKNOWN_GUEST, Twins, profile
+from p2v_sync.guest_disks import Look, check_possible, fix_disks, plan_disks
+from p2v_sync.overlay.delta import open_delta
+from p2v_sync.overlay.snapshot import (
+    Overlay,
+    check_untouched,
+    check_usable,
+    create_overlays,
+    list_overlays,
+    remove_overlays,
+)
+from p2v_sync.transport.dialer import Ask
+from p2v_sync.vm.boot_order import boot_order
+from p2v_sync.vm.choose import Wishes, choose
+from p2v_sync.vm.definition import Format, Image
+from p2v_sync.vm.files import files
+from p2v_sync.vm.inventory import Facts
+from p2v_sync.vm.network import Networks
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """``p2v-sync convert`` as typed.  ``memory``, ``cow_size``: bytes."""
+
+    sync: SyncConfig
+    target: Target = field(default_factory=Target)
+    name: str | None = None
+    memory: int | None = None
+    vcpus: int | None = None
+    networks: Networks = field(default_factory=Networks)
+    with_fixups: bool = True
+    mode: str = IN_PLACE
+    start: bool = False
+    cow_size: int | None = None
+    cow_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the conversion made of the guest.  ``plan``: None when nothing was fixed up."""
+
+    look: Look
+    plan: Plan | None
+
+
+def convert(config: ConvertConfig, observe: Observer, ask: Ask | None) -> None:
+    """Copy the disks, make them boot as a virtual machine, and describe that.
+
+    Raises what ``jobs.sync`` raises; FixupError, OverlayError before the copy for what can't be
+    converted.  Sectors that could not be read are an error only when all else is done.
+    """
+    conversion = Conversion(config, observe, ask)
+    conversion.check()
+    unreadable: SourceReadError | None = None
+    with conversion.overlays() as overlays:
+        conversion.preview(overlays)
+        try:
+            jobs.sync(config.sync, observe, ask)
+        except SourceReadError as error:
+            unreadable = error
+        conversion.finish(overlays)
+    if unreadable is not None:
+        raise unreadable
+
+
+class Conversion:
+    """The steps of one conversion, in the order of its methods."""
+
+    def __init__(self, config: ConvertConfig, observe: Observer, ask: Ask | None) -> None:
+        self._config = config
+        self._observe = observe
+        self._ask = ask
+        self._sources = jobs.name_sources(config.sync.sources)
+        self._job = check_job_name(config.sync.job or jobs.default_job(self._sources))
+        self._by_disk = {jobs.kernel_name(source.path): source for source in self._sources}
+
+    def _say(self, text: str) -> None:
+        self._observe(Notice("", text))
+
+    def check(self) -> None:
+        """What is wrong is said before hours of copying.  Raises ConfigError."""
+        if self._config.sync.seed:
+            raise ConfigError(
+                "a seed can't be converted: it is read from a running system (P11)",
+                hint="make it with sync --seed, and convert from the live CD later",
+            )
+        self._wishes("/").check()
+
+    # Overlays
+
+    @contextlib.contextmanager
+    def overlays(self) -> Iterator[list[Overlay]]:
+        """Of all disks, new; none without fix-ups.  Raises OverlayError, DeviceError."""
+        if not self._config.with_fixups:
+            yield []
+            return
+        paths = [source.path for source in self._sources]
+        self._drop_leftovers(paths)
+        config = self._config
+        try:
+            made = create_overlays(paths, cow_size=config.cow_size, cow_dir=config.cow_dir)
+        except OverlayUnsupported as error:
+            hint = f"{error.hint}; or copy without looking into the guest: --no-fixups"
+            raise OverlayUnsupported(error.message, hint=hint) from error
+        names = [overlay.disk for overlay in made]
+        try:
+            yield made
+        except BaseException:
+            with contextlib.suppress(OverlayError):  # what went wrong counts
+                remove_overlays(names)
+            raise
+        remove_overlays(names)
+
+    def _drop_leftovers(self, paths: Sequence[Path]) -> None:
+        """What a killed run left over these disks has changes that nobody knows any more."""
+        for path in paths:
+            with contextlib.suppress(OverlayError):
+                stale = list_overlays([str(path)])
+                remove_overlays([overlay.disk for overlay in stale])
+                self._say(f"{path}: the overlay that an earlier run left was removed")
+
+    def preview(self, overlays: Sequence[Overlay]) -> None:
+        """Look and plan, and say what will not work.  Raises FixupError, OverlayError."""
+        if not overlays:
+            return
+        look, plan = plan_disks(overlays, self._config.target)
+        guest = look.guest
+        name = guest.windows.name if guest.windows else guest.distribution.name
+        self._say(f"found {name or 'a system'}{f' ({guest.hostname})' if guest.hostname else ''}")
+        self._report(look, plan)
+        check_possible(plan)
+
+    def _report(self, look: Look, plan: Plan) -> None:
+        for problem in look.problems:
+            self._say(problem)
+        for finding in plan.findings:
+            if finding.severity is not Severity.NOTE:
+                hint = f" ({finding.hint})" if finding.hint else ""
+                self._say(f"{finding.severity}: {finding.text}{hint}")
+
+    # After the copy
+
+    def finish(self, overlays: Sequence[Overlay]) -> None:
+        """Fix up, send what that changed, describe the machine, cut over, start."""
+        outcome = self._fix_up(overlays) if overlays else Outcome(self._unseen(), None)
+        with JobCutover(
+            self._job,
+            self._config.sync.state_dir,
+            self._config.sync.connection,
+            self._observe,
+            self._ask,
+        ) as job:
+            for overlay in overlays:
+                self._send(job, overlay)
+            directory = job.directory
+            job.put_files(self._definitions(outcome, directory))
+            job.apply(self._config.mode)
+            if self._config.start:
+                job.start(self._name)
+        self._say(f"the virtual machine {self._name} is described in {directory}")
+
+    def _unseen(self) -> Look:
+        """Of a guest that nobody looked into."""
+        return Look(Guest(), NOTHING_KNOWN, read_machine(disks=self._by_disk))
+
+    def _fix_up(self, overlays: Sequence[Overlay]) -> Outcome:
+        """A failure costs the virtual machine its fast hardware, not the copy its use.
+
+        Raises OverlayFull: what is half in an overlay must not be sent.
+        """
+        try:
+            look, plan = fix_disks(overlays, self._config.target, uuid.uuid4().hex)
+        except FixupError as error:
+            self._say(f"the guest was not fixed up: {error}; it gets hardware that it knows")
+            look, plan = plan_disks(overlays, self._config.target)
+            failed = Finding("apply", Severity.DOWNGRADE, error.message, error.hint or "")
+            return Outcome(look, Plan((), (*plan.findings, failed)))
+        self._say(f"fixed up: {len(plan.edits)} changes in the guest, none on its disks")
+        return Outcome(look, plan)
+
+    def _send(self, job: JobCutover, overlay: Overlay) -> None:
+        check_usable(overlay)
+        check_untouched(overlay)
+        with open_delta(overlay) as delta:
+            job.send_delta(self._by_disk[overlay.disk].name, delta, overlay.chunk_size)
+
+    # The machine
+
+    @property
+    def _name(self) -> str:
+        return self._config.name or self._job
+
+    def _wishes(self, directory: str) -> Wishes:
+        config = self._config
+        return Wishes(
+            self._name,
+            directory,
+            config.memory,
+            config.vcpus,
+            config.networks,
+            config.target.hypervisor,
+        )
+
+    def _definitions(self, outcome: Outcome, directory: str) -> Mapping[str, bytes]:
+        look, plan = outcome.look, outcome.plan
+        guest = look.guest if plan is not None else None
+        definitions = choose(
+            look.machine,
+            guest,
+            [self._image(disk) for disk in self._boot_order(look)],
+            self._wishes(directory),
+            self._hardware(outcome),
+        )
+        return files(definitions, Facts(look.machine, guest, plan.findings if plan else ()))
+
+    def _boot_order(self, look: Look) -> list[str]:
+        """Kernel names, the boot disk first."""
+        paths = {disk: str(source.path) for disk, source in self._by_disk.items()}
+        return boot_order([*paths], read_bios_order(paths), look.guest, look.storage)
+
+    def _image(self, disk: str) -> Image:
+        name = self._by_disk[disk].name
+        if self._config.mode == QCOW2:
+            return Image(disk, f"{name}.qcow2", Format.QCOW2)
+        return Image(disk, f"{name}.img")
+
+    def _hardware(self, outcome: Outcome) -> Twins:
+        if outcome.plan is None:
+            return UNKNOWN_GUEST
+        return profile(outcome.look.guest, self._config.target, outcome.plan)

@@ -1,0 +1,1 @@
+"""What the kernel unpacks before it mounts the root: read, judged, and appended to."""

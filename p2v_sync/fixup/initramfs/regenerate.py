@@ -1,0 +1,160 @@
+"""F21: a new initramfs by the guest's own tool, for one that nothing can be appended to.
+
+The only fix-up that runs programs of the guest, and writes without a plan: so only on an overlay,
+whose disks are read-only, and never by itself.  The tool runs in namespaces of its own, without a
+network: its /dev has no disks, its /sys can't be written, what it keeps in /tmp is kept in memory,
+and all its processes end with it.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from p2v_sync import run
+from p2v_sync.errors import CommandError, FixupError
+from p2v_sync.fixup.draft import Draft
+from p2v_sync.fixup.guest import Driver, Generator, Guest, Kernel
+from p2v_sync.fixup.initramfs import buses
+from p2v_sync.fixup.initramfs.drivers import IMAGE_MOST, Look, look_at
+from p2v_sync.fixup.plan import Target
+from p2v_sync.fixup.tree import Tree, split
+
+_PATIENCE_S = 300.0
+_HINT = "the virtual machine is given hardware that the guest finds its disks on as it is"
+_VERSION = re.compile(r"[A-Za-z0-9][\w.+~-]*", re.ASCII)
+_MOUNTED = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp")
+_ROOM = 1.3  # times the old image, in /boot
+_LEAST, _MOST = 0.5, 6  # times the old image: an image for any machine is some times as large
+
+# Before chroot(8): mounts are made by the live system's programs, and are seen by nobody else.
+_SCRIPT = """
+set -e
+root=$1; shift
+mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
+mount -t tmpfs -o nosuid,mode=755,size=1m dev "$root/dev"
+mount -t tmpfs -o nosuid,nodev,mode=755 run "$root/run"
+mount -t tmpfs -o nosuid,nodev,mode=1777,size=1g tmp "$root/tmp"
+mount -t tmpfs -o nosuid,nodev,mode=1777,size=1g tmp "$root/var/tmp"
+cd "$root/dev"
+mknod -m 666 null c 1 3; mknod -m 666 zero c 1 5; mknod -m 666 full c 1 7
+mknod -m 666 random c 1 8; mknod -m 666 urandom c 1 9; mknod -m 666 tty c 5 0
+ln -s /proc/self/fd fd; ln -s fd/0 stdin; ln -s fd/1 stdout; ln -s fd/2 stderr
+mkdir pts shm
+cd /
+ulimit -f 2097152
+exec setpriv --bounding-set=-sys_module,-sys_rawio,-sys_boot,-sys_time,-syslog -- \
+  chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C HOME=/root \
+  TMPDIR=/var/tmp DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 SYSTEMD_IGNORE_CHROOT=1 "$@"
+"""
+
+# Its configuration may say that only the drivers of the machine it runs on are taken.
+_INITRAMFS_TOOLS = (
+    "cp -a /etc/initramfs-tools /tmp/p2v && mkdir -p /tmp/p2v/conf.d && "
+    "echo MODULES=most >/tmp/p2v/conf.d/zz-p2v && "
+    'printf "%s\\n" $3 >>/tmp/p2v/modules && mkinitramfs -d /tmp/p2v -o "$1" "$2"'
+)
+
+
+def regenerate(
+    root: Path, guest: Guest, kernel: Kernel, target: Target, *, patience_s: float = _PATIENCE_S
+) -> None:
+    """Have ``kernel`` a new initramfs with the drivers of ``target``.
+
+    Raises FixupError when that was not possible; the old one is there then.
+    """
+    _check(guest, kernel)
+    with Tree(root) as tree:
+        draft = Draft(tree)
+        image = tree.resolve(kernel.initramfs)
+        old = tree.read(image, IMAGE_MOST)
+        look = look_at(draft, kernel, guest)
+        _check_room(tree, image, len(old))
+        argv = command(draft, look, guest, image)
+        try:
+            _chrooted(tree, argv, patience_s)
+            _check_new(look_at(draft, kernel, guest), target, tree.status(image).size, len(old))
+        except (CommandError, FixupError, FileNotFoundError) as error:
+            _put_back(tree, image, old)
+            raise FixupError(
+                f"{argv[0]} made no usable initramfs for kernel {kernel.version}: {error}",
+                hint=_HINT,
+            ) from error
+
+
+def _check(guest: Guest, kernel: Kernel) -> None:
+    here = platform.machine()
+    runs = {here, "i386", "i486", "i586", "i686"} if here == "x86_64" else {here}
+    if guest.architecture not in runs:
+        raise FixupError(f"programs for {guest.architecture} do not run on {here}", hint=_HINT)
+    if not _VERSION.fullmatch(kernel.version) or not kernel.initramfs.startswith("/"):
+        raise FixupError(f"kernel {kernel.version!r} has no initramfs to be made", hint=_HINT)
+
+
+def _check_room(tree: Tree, image: str, old: int) -> None:
+    with tree.directory(split(image)[0]) as fd:
+        found = os.fstatvfs(fd)
+    if found.f_bavail * found.f_frsize < _ROOM * old:
+        raise FixupError(f"{split(image)[0]} in the guest is too full", hint=_HINT)
+
+
+def command(draft: Draft, look: Look, guest: Guest, image: str) -> list[str]:
+    """What makes an initramfs for any machine.  Raises FixupError when that is not known."""
+    version = look.kernel.version
+    installed = (Driver.MODULE, Driver.INITRAMFS)
+    names = [name for name in buses.WORTH_ADDING if look.drivers[name] in installed]
+    drivers = " ".join(names)
+    match guest.generator:
+        case Generator.DRACUT:
+            # Version 004 is in /usr/share, and makes images for any machine anyway.
+            is_new = draft.is_directory("/usr/lib/dracut")
+            any_machine = ["--no-hostonly", "--tmpdir", "/var/tmp"] if is_new else []
+            return ["dracut", "--force", *any_machine, "--add-drivers", drivers, image, version]
+        case Generator.INITRAMFS_TOOLS:
+            return ["sh", "-c", _INITRAMFS_TOOLS, "mkinitramfs", image, version, drivers]
+        case Generator.MKINITCPIO:
+            return ["mkinitcpio", "-k", version, "-g", image, "-S", "autodetect"]
+        case Generator.MKINITRD_RH:
+            return ["mkinitrd", "-f", *(f"--with={name}" for name in names), image, version]
+        case Generator.MKINITRD_SUSE:
+            return ["mkinitrd", "-m", drivers, "-k", look.kernel.image, "-i", image]
+        case Generator.MAKE_INITRD:
+            return ["make-initrd", "-k", version]
+    raise FixupError("what makes this guest's initramfs is not known to us", hint=_HINT)
+
+
+def _chrooted(tree: Tree, argv: Sequence[str], patience_s: float) -> None:
+    for path in _MOUNTED:
+        # A link here would have us mount somewhere else.
+        if tree.resolve(path) != path or not tree.status(path).is_directory:
+            raise FixupError(f"{path} in the guest is no directory", hint=_HINT)
+    alone = ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]
+    alone += ["--uts", "--ipc", "--net"]
+    run.capture(
+        ["unshare", *alone, "sh", "-c", _SCRIPT, "sh", str(tree.root), *argv], timeout_s=patience_s
+    )
+
+
+def _check_new(look: Look, target: Target, new: int, old: int) -> None:
+    if look.contents is None or look.contents.image.reason:
+        reason = look.contents.image.reason if look.contents is not None else look.reason
+        raise FixupError(f"it can't be read: {reason}")
+    if not buses.is_ready(look.drivers, buses.ways(target)):
+        raise FixupError(f"it has no {buses.named(buses.ways(target))}")
+    if not _LEAST * old <= new <= _MOST * old:
+        raise FixupError(f"it has {new} bytes, the old one has {old}")
+
+
+def _put_back(tree: Tree, image: str, old: bytes) -> None:
+    parent, name = split(image)
+    with tree.directory(parent) as directory:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o644, dir_fd=directory), "wb") as file:
+            file.write(old)
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,102 @@
+"""A server becomes a virtual machine, by the commands that its administrator types."""
+
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from p2v_sync.units import KIB, MIB
+from tests.conftest import Tell
+from tests.vm.conftest import NEEDS_GUESTS
+from tests.vm.guests import Guest
+from tests.vm.lab import Nic, Said, run_in_lab
+from tests.vm.lab_commands import IMAGES
+from tests.vm.machines import VIRTIO, boot
+from tests.vm.test_boot import assert_runs, on_virtio, told
+
+pytestmark = NEEDS_GUESTS
+
+JOB = "server"
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def are_equal(one: Path, other: Path) -> bool:
+    return subprocess.run(["cmp", "--silent", one, other], check=False).returncode == 0
+
+
+class Server(NamedTuple):
+    """A guest on its old machine: a copy of its image, and a directory to work in."""
+
+    guest: Guest
+    disk: Path
+    directory: Path
+
+    @property
+    def images(self) -> Path:
+        return self.directory / "images" / JOB
+
+    @property
+    def replica(self) -> Path:
+        return self.images / "ubda.img"
+
+    def convert(self, *options: str) -> list[str]:
+        return ["convert", "/dev/ubda", str(IMAGES), "--job", JOB, *options]
+
+    def run(self, *commands: list[str]) -> list[Said]:
+        """P1: nothing is written to the disk, whatever is run."""
+        before = digest(self.disk)
+        nics = [Nic(self.guest.recipe.link, self.guest.recipe.mac)]
+        said = run_in_lab([self.disk], commands, self.directory, nics=nics)
+        assert [each.code for each in said] == [0] * len(commands), said[-1].err
+        assert all(each.written == {"ubda": 0} for each in said)
+        assert digest(self.disk) == before
+        return said
+
+
+@pytest.fixture
+def server(guest: Guest, tmp_path: Path) -> Iterator[Server]:
+    disk = tmp_path / "disk.img"
+    subprocess.run(["cp", "--sparse=always", guest.image, disk], check=True)
+    (tmp_path / "images").mkdir()
+    yield Server(guest, disk, tmp_path)
+    shutil.rmtree(tmp_path)
+
+
+def test_p1_p8_a_converted_guest_runs_on_virtio(server: Server, tell: Tell) -> None:
+    recipe = server.guest.recipe
+    (said,) = server.run(server.convert())
+    assert "downgrade" not in said.err, said.err
+    done = boot(server.guest.on(VIRTIO), [server.replica], recipe.mac)
+    tell(told(done))
+    assert_runs(done, server.guest, root=on_virtio(recipe.root), swap=on_virtio(recipe.swap))
+
+    # Taken back, the image is the disk again; and only what changed there is sent after that.
+    server.run(["rollback", JOB])
+    assert are_equal(server.replica, server.disk)
+    changed = change_one_percent(server.disk)
+    server.run(server.convert("--apply", "qcow2"))
+    assert are_equal(server.replica, server.disk), "an overlay leaves the replica as it is"
+    (status,) = server.run(["status", JOB, "--json"])
+    sent = json.loads(status.out)["sent"]
+    tell(f"{changed // KIB} KiB changed, {sent // KIB} KiB sent again")
+    assert sent <= 1.5 * changed + MIB
+
+
+def change_one_percent(disk: Path) -> int:
+    """Pages that nobody uses, behind all partitions, so that the guest stays whole."""
+    chance = random.Random(1)
+    size = disk.stat().st_size
+    with disk.open("r+b") as file:
+        start = file.seek(size - 32 * MIB)
+        file.write(chance.randbytes(24 * MIB))
+        return file.tell() - start
