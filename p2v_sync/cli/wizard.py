@@ -2,7 +2,6 @@
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -11,8 +10,8 @@ from p2v_sync import jobs
 from p2v_sync.cli.ask import terminal_ask
 from p2v_sync.cli.options import PATH, state_option
 from p2v_sync.cli.render import describe, make_renderer
+from p2v_sync.convert import convert
 from p2v_sync.device.attributes import PROC, read_text
-from p2v_sync.errors import ConfigError
 from p2v_sync.events import Event
 from p2v_sync.state.paths import default_state_dir
 from p2v_sync.wizard import live
@@ -64,12 +63,7 @@ def _screens() -> Screens | None:
 
 
 def _run(session: live.Session, values: dict[str, Value], state_dir: Path) -> None:
-    """Start what ``action`` says.  Raises ConfigError for what the wizard can't do."""
-    if values["action"] != "sync":
-        raise ConfigError(
-            f"the wizard can't {values['action']}, only sync",
-            hint="choose sync; convert the copy afterwards",
-        )
+    """Start what ``action`` says; a cutover is a conversion of what was copied before."""
     renderer = make_renderer(as_json=False)
 
     def observe(event: Event) -> None:
@@ -79,7 +73,10 @@ def _run(session: live.Session, values: dict[str, Value], state_dir: Path) -> No
 
     try:
         with live.login(values) as connection:
-            config = live.sync_config(values, session.situation, state_dir)
-            jobs.sync(replace(config, connection=connection), observe, session.screen)
+            config = live.sync_config(values, session.situation, state_dir, connection)
+            if values["action"] == "sync":
+                jobs.sync(config, observe, session.screen)
+            else:
+                convert(live.convert_config(values, config), observe, session.screen)
     finally:
         renderer.close()

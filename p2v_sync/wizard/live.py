@@ -11,6 +11,7 @@ from typing import Protocol, cast
 
 from p2v_sync import jobs, run
 from p2v_sync.config import Connection, SyncConfig
+from p2v_sync.convert import ConvertConfig
 from p2v_sync.errors import (
     CommandError,
     Interrupted,
@@ -19,7 +20,9 @@ from p2v_sync.errors import (
     SourceMissing,
     StateError,
 )
+from p2v_sync.fixup.plan import Hypervisor, Target
 from p2v_sync.transport.ask import Ask
+from p2v_sync.vm.network import Networks, parse_networks
 from p2v_sync.wizard import network
 from p2v_sync.wizard.answers import (
     KERNEL_COMMAND_LINE,
@@ -227,13 +230,30 @@ def sources_of(values: Values, situation: Situation) -> tuple[Path, ...]:
     return tuple(Path("/dev", name.replace("!", "/")) for name in names)
 
 
-def sync_config(values: Values, situation: Situation, state_dir: Path) -> SyncConfig:
-    """The run's configuration; its connection is made by ``login``."""
+def sync_config(
+    values: Values, situation: Situation, state_dir: Path, connection: Connection
+) -> SyncConfig:
+    """How the disks are copied.  Raises PreseedError."""
     return SyncConfig(
         sources=sources_of(values, situation),
         target=str(values["target"]),
         state_dir=state_dir,
         job=str(values["name"]),
+        connection=connection,
+    )
+
+
+def convert_config(values: Values, sync: SyncConfig) -> ConvertConfig:
+    """What the copy becomes.  Raises ConfigError for networks that can't be."""
+    network, memory, vcpus = (values.get(f"vm.{key}") for key in ("network", "memory", "vcpus"))
+    return ConvertConfig(
+        sync=sync,
+        target=Target(Hypervisor(str(values.get("vm.target", Hypervisor.KVM.value)))),
+        name=sync.job,
+        memory=memory if isinstance(memory, int) else None,
+        vcpus=vcpus if isinstance(vcpus, int) else None,
+        networks=parse_networks(network) if isinstance(network, str) else Networks(),
+        start=values.get("vm.start") is True,
     )
 
 

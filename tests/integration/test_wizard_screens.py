@@ -1,7 +1,6 @@
 """The wizard's screens as somebody sees them: real dialog(1) on a terminal of 80x24."""
 
 import contextlib
-import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from p2v_sync.device.sysfs import scan
 from p2v_sync.wizard.answers import parse_preseed
 
 ROOT = Path(__file__).parents[2]
@@ -122,37 +120,3 @@ def test_all_kinds_of_pages_by_keys(tmp_path: Path, terminals: list[Terminal]) -
         "name": "web01",
         "post": "poweroff",
     }
-
-
-def has_disks() -> bool:
-    return any(disk.excluded is None for disk in scan())
-
-
-@pytest.mark.skipif(not has_disks(), reason="needs a machine with a disk")
-def test_answers_only_from_the_first_screen_to_a_preseed(
-    tmp_path: Path, terminals: list[Terminal]
-) -> None:
-    preseed, out = tmp_path / "given.toml", tmp_path / "out.toml"
-    given = f'target = "{tmp_path}"\ndisks = ["all"]\naction = "sync"\n[network]\nmode = "none"\n'
-    preseed.write_text(given)
-    wizard = [str(Path(sys.executable).parent / "p2v-sync"), "wizard", "--answers-only"]
-    command = shlex.join([*wizard, "--preseed", str(preseed)])
-    terminals.append(terminal := Terminal(f"{command} >{out}; echo status $?", tmp_path))
-    terminal.wait_for("Name of the job")
-    terminal.keys("C-u", "box", "Enter")
-    terminal.wait_for("What happens when all went well?")
-    terminal.keys("Enter")
-    terminal.wait_for("as box")
-    terminal.keys("Enter")
-    terminal.wait_for("status 0")
-    answers = parse_preseed(out.read_bytes(), "out.toml")
-    assert answers["name"].value == "box"
-    assert answers["target"].value == str(tmp_path)
-
-
-def test_leaving_is_status_130(tmp_path: Path, terminals: list[Terminal]) -> None:
-    wizard = [str(Path(sys.executable).parent / "p2v-sync"), "wizard"]
-    terminals.append(terminal := Terminal(f"{shlex.join(wizard)}; echo status $?", tmp_path))
-    terminal.wait_for("Network")
-    terminal.keys("Escape")
-    assert "the operator left the wizard" in terminal.wait_for("status 130")
