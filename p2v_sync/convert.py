@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2v_sync import jobs
-from p2v_sync.config import SyncConfig, check_job_name
+from p2v_sync.config import SyncConfig, check_job_name, plain_name
 from p2v_sync.cutover import IN_PLACE, QCOW2, JobCutover
 from p2v_sync.device.edd import read_bios_order
 from p2v_sync.device.machine_facts import read_machine
@@ -112,6 +112,11 @@ class Conversion:
             raise ConfigError(
                 "a seed can't be converted: it is read from a running system (P11)",
                 hint="make it with sync --seed, and convert from the live CD later",
+            )
+        if self._config.start and plain_name(self._name) != self._name:
+            raise ConfigError(
+                f"--start can't find {self._name!r} on the host",
+                hint=f"name it without what files can't be called: --name {plain_name(self._name)}",
             )
         self._wishes("/").check()
 

@@ -116,7 +116,8 @@ class CutoverSession:
         if channel is None:
             raise ProtocolError("the session is over")
         try:
-            channel.send(FrameType.ACT, wire.pack_json({**(fields or {}), "action": action}), body)
+            meta = wire.pack_json({**(fields or {}), "action": action})
+            _send(channel, FrameType.ACT, meta, body)
             return expect(channel, FrameType.ACTED)
         except wire.ProtocolError as error:
             raise ProtocolError(str(error)) from error
@@ -188,6 +189,16 @@ class CutoverSession:
         fields = {"hypervisor": hypervisor, "what": what, "name": name}
         answer = self._act("run", fields).get("output")
         return printable(answer) if isinstance(answer, str) else ""
+
+
+def _send(channel: Channel, kind: FrameType, meta: bytes, body: memoryview | bytes) -> None:
+    """A receiver that refuses says why and hangs up, perhaps while we still send: that counts."""
+    try:
+        channel.send(kind, meta, body)
+    except PeerLost:
+        with contextlib.suppress(PeerLost, wire.ProtocolError):
+            expect(channel, FrameType.ACTED)
+        raise
 
 
 def _batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:

@@ -56,6 +56,7 @@ def test_what_is_refused_before_anything_is_copied(lab: Lab) -> None:
     lab.fails(3, *convert, "--seed", say="a seed can't be converted")
     lab.fails(3, *convert, "--no-fixups", "--memory", "4", say="4G is written 4G, not 4")
     lab.fails(3, *convert, "--no-fixups", "--name", "../x", say="can't be the name of a virtual")
+    lab.fails(3, *convert, "--no-fixups", "--name", "web 1", "--start", say="--name web_1")
     lab.fails(3, *convert, "--network", "a=", say="can't be the name of a network")
     lab.fails(2, *convert, "--target", "vmware", say="vmware")
     lab.fails(14, "convert", lab.root / "none", lab.out, say="there is no")

@@ -2,16 +2,27 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
 
+from p2v_receiver import wire
+from p2v_receiver.wire import ErrorCode, Frame, FrameType
 from p2v_sync import jobs
 from p2v_sync.cli import cli
 from p2v_sync.config import Connection, SyncConfig
 from p2v_sync.cutover import IN_PLACE, QCOW2, JobCutover, choose_hypervisor
-from p2v_sync.engine.delta import Status, _batches
-from p2v_sync.errors import ConfigError, ProtocolError, TargetRefused, WrongPhase
+from p2v_sync.engine.delta import Status, _batches, _send
+from p2v_sync.engine.ports import Channel
+from p2v_sync.errors import (
+    ConfigError,
+    PeerLost,
+    ProtocolError,
+    TargetFull,
+    TargetRefused,
+    WrongPhase,
+)
 from p2v_sync.events import Event, Notice, PassFinished
 from p2v_sync.state.ledger import Ledger
 from p2v_sync.units import MIB
@@ -151,6 +162,28 @@ def test_the_reason_is_heard_while_more_is_sent(machine: Machine) -> None:
     far = ((at * MIB, bytes(MIB)) for at in range(64))
     with machine.cutover() as job, pytest.raises(ProtocolError, match="is not on this disk"):
         job.send_delta("sda", far, BLOCK)
+
+
+class HungUp:
+    """A receiver that refused and went away before all was sent."""
+
+    bytes_sent = 0
+
+    def send(self, kind: FrameType, meta: bytes = b"", body: bytes | memoryview = b"") -> int:
+        del kind, meta, body
+        raise PeerLost("connection lost: Broken pipe")
+
+    def receive(self) -> Frame:
+        said = wire.pack_json({"code": int(ErrorCode.FULL), "message": "no space left"})
+        return Frame(FrameType.ERROR, 0, said, memoryview(b""))
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def test_a_refusal_counts_more_than_the_link_that_broke_with_it() -> None:
+    with pytest.raises(TargetFull, match="no space left"):
+        _send(cast(Channel, HungUp()), FrameType.RUNS, b"", b"")
 
 
 def test_definitions_are_kept_beside_the_images(machine: Machine) -> None:
