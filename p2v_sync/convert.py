@@ -31,6 +31,7 @@ from p2v_sync.fixup.profile import UNKNOWN_GUEST, Twins, profile
 from p2v_sync.guest_disks import Look, check_possible, fix_disks, plan_disks
 from p2v_sync.overlay.delta import open_delta
 from p2v_sync.overlay.snapshot import (
+    CHUNK_SIZE,
     Overlay,
     check_untouched,
     check_usable,
@@ -66,10 +67,14 @@ class ConvertConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the conversion made of the guest.  ``plan``: None when nothing was fixed up."""
+    """What the conversion made of the guest.  ``plan``: None when nobody looked into it.
+
+    ``is_fixed``: False when the overlays hold nothing that may be sent.
+    """
 
     look: Look
     plan: Plan | None
+    is_fixed: bool = False
 
 
 def convert(config: ConvertConfig, observe: Observer, ask: Ask | None) -> None:
@@ -184,8 +189,11 @@ class Conversion:
             self._observe,
             self._ask,
         ) as job:
-            for overlay in overlays:
-                self._send(job, overlay)
+            if outcome.is_fixed:
+                for overlay in overlays:
+                    self._send(job, overlay)
+            else:
+                self._send_nothing(job)
             directory = job.directory
             job.put_files(self._definitions(outcome, directory))
             job.apply(self._config.mode)
@@ -200,7 +208,7 @@ class Conversion:
     def _fix_up(self, overlays: Sequence[Overlay]) -> Outcome:
         """A failure costs the virtual machine its fast hardware, not the copy its use.
 
-        Raises OverlayFull: what is half in an overlay must not be sent.
+        What is half in an overlay is never sent.  Raises OverlayFull.
         """
         try:
             look, plan = fix_disks(overlays, self._config.target, uuid.uuid4().hex)
@@ -210,7 +218,13 @@ class Conversion:
             failed = Finding("apply", Severity.DOWNGRADE, error.message, error.hint or "")
             return Outcome(look, Plan((), (*plan.findings, failed)))
         self._say(f"fixed up: {len(plan.edits)} changes in the guest, none on its disks")
-        return Outcome(look, plan)
+        return Outcome(look, plan, is_fixed=True)
+
+    def _send_nothing(self, job: JobCutover) -> None:
+        """In the place of what an earlier conversion sent: it does not belong to this pass."""
+        for disk in job.disks:
+            if job.status(disk).delta is not None:
+                job.send_delta(disk, (), CHUNK_SIZE)
 
     def _send(self, job: JobCutover, overlay: Overlay) -> None:
         check_usable(overlay)

@@ -10,6 +10,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from p2v_sync.config import Connection
+from p2v_sync.cutover import IN_PLACE, JobCutover
+from p2v_sync.state.paths import default_state_dir
 from tests.integration.cli import BIN, Lab, assert_equal, change
 
 NEEDS_SCHEMA = pytest.mark.skipif(
@@ -46,6 +49,17 @@ def test_p8_a_conversion_can_be_repeated_and_taken_back(lab: Lab) -> None:
     assert finished["kind"] == "incremental"
     assert finished["counters"]["sent"] == 4096
     lab.p2v("rollback", "web")
+    assert_equal(image, lab.replica("web"))
+
+
+def test_p8_what_an_earlier_conversion_sent_is_not_applied_again(lab: Lab) -> None:
+    image = lab.image("web.img")
+    lab.p2v("sync", image, lab.out)
+    with JobCutover("web", default_state_dir(), Connection(), lambda _: None, None) as job:
+        job.send_delta("web", [(0, b"fixed up" * 512)], 4096)
+        job.apply(IN_PLACE)
+    change(image, 8192, b"changed" * 100)
+    lab.p2v("convert", image, lab.out, "--no-fixups")
     assert_equal(image, lab.replica("web"))
 
 
