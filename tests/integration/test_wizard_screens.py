@@ -36,11 +36,11 @@ class Terminal:
     def screen(self) -> str:
         return self._run("capture-pane", "-p")
 
-    def wait_for(self, text: str) -> str:
-        """The screen, once ``text`` is on it."""
+    def wait_for(self, *texts: str) -> str:
+        """The screen, once all of ``texts`` are on it: a page is not drawn at once."""
         deadline = time.monotonic() + PATIENCE_S
-        while text not in (screen := self.screen()):
-            assert time.monotonic() < deadline, f"no {text!r} on\n{screen}"
+        while not all(text in (screen := self.screen()) for text in texts):
+            assert time.monotonic() < deadline, f"no {texts!r} on\n{screen}"
             time.sleep(0.1)
         return screen
 
@@ -83,9 +83,9 @@ def test_all_kinds_of_pages_by_keys(tmp_path: Path, terminals: list[Terminal]) -
     (tmp_path / "talk.py").write_text(CONVERSATION)
     python = f"cd {tmp_path} && PYTHONPATH={ROOT}:{ROOT / 'receiver'} {sys.executable} talk.py"
     terminals.append(terminal := Terminal(python, tmp_path))
-    assert "Leave" in terminal.wait_for("How does this machine reach the host?")
+    terminal.wait_for("How does this machine reach the host?", "Leave")
     terminal.keys("Enter")
-    assert "Back" in terminal.wait_for("Where does the copy go?")
+    terminal.wait_for("Where does the copy go?", "Back")
     terminal.keys("h:/wrong", "Enter")
     terminal.wait_for("no such host")
     terminal.keys("Enter")
@@ -93,21 +93,20 @@ def test_all_kinds_of_pages_by_keys(tmp_path: Path, terminals: list[Terminal]) -
     terminal.keys("C-u", "tcp://h:7720", "Enter")
     terminal.wait_for("The token that")
     terminal.keys("secret", "Enter")
-    screen = terminal.wait_for("Which disks are copied?")
+    screen = terminal.wait_for("Which disks are copied?", "[*] sda  4.0 GiB ST4000NM0033", "Back")
     assert "secret" not in screen
-    assert "[*] sda  4.0 GiB ST4000NM0033" in screen
     terminal.keys("Down", "Space", "Enter")
     terminal.wait_for("What shall be done?")
     terminal.keys("Escape")  # back, and what was chosen is still chosen
-    assert "[ ] sdb" in terminal.wait_for("Which disks are copied?")
+    terminal.wait_for("Which disks are copied?", "[ ] sdb")
     terminal.keys("Enter")
     terminal.wait_for("What shall be done?")
     terminal.keys("s", "Enter")
-    assert "web01" in terminal.wait_for("Name of the job")
+    terminal.wait_for("Name of the job", "web01")
     terminal.keys("Enter")
     terminal.wait_for("What happens when all went well?")
     terminal.keys("p", "Enter")
-    assert "sda (4.0 GiB)" in terminal.wait_for("Start")
+    terminal.wait_for("Start", "sda (4.0 GiB)")
     terminal.keys("Enter")
     terminal.wait_for("written")
     answers = parse_preseed((tmp_path / "answers.toml").read_bytes(), "answers.toml")
