@@ -450,15 +450,6 @@ def man_in_the_middle(receiver: Receiver, *, plain_to_sender: bool) -> Iterator[
 
 
 class TestDeadPeers:
-    @pytest.fixture(autouse=True)
-    def often_checked(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wire, "HEARTBEAT_S", 0.2)
-
-    @pytest.fixture
-    def grow_impatient(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-        """Silence is death soon; only when nothing has to succeed any more."""
-        return lambda: monkeypatch.setattr(wire, "SILENCE_LIMIT_S", 1.0)
-
     def test_a_black_hole_is_noticed(
         self, receiver: Receiver, grow_impatient: Callable[[], None]
     ) -> None:
