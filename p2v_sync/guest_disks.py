@@ -17,6 +17,7 @@ from p2v_sync.fixup.catalogue import FIXUPS
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.guest import Guest
 from p2v_sync.fixup.identity import believed_clock
+from p2v_sync.fixup.initramfs import regenerate
 from p2v_sync.fixup.initramfs.drivers import states
 from p2v_sync.fixup.inspect import inspect
 from p2v_sync.fixup.inspect.blockers import is_system
@@ -46,6 +47,9 @@ class Look:
     storage: Storage
     machine: Machine
     problems: tuple[str, ...] = ()
+
+    def context(self, target: Target) -> Context:
+        return Context(self.guest, self.storage, self.machine, target)
 
 
 @contextmanager
@@ -131,7 +135,7 @@ def mounted(overlays: Sequence[Overlay], *, writable: bool) -> Iterator[tuple[Tr
 
 def plan_for(tree: Tree, look: Look, target: Target) -> Plan:
     """What all fix-ups would do.  Writes nothing."""
-    return make_plan(tree, Context(look.guest, look.storage, look.machine, target), FIXUPS)
+    return make_plan(tree, look.context(target), FIXUPS)
 
 
 def check_possible(plan: Plan) -> None:
@@ -151,7 +155,8 @@ def inspect_disks(overlays: Sequence[Overlay]) -> Look:
 def plan_disks(overlays: Sequence[Overlay], target: Target) -> tuple[Look, Plan]:
     """Look, and plan; nothing is written, not even to the overlays."""
     with mounted(overlays, writable=False) as (tree, look):
-        return look, plan_for(tree, look, target)
+        plan = plan_for(tree, look, target)
+        return look, regenerate.announced(Draft(tree), look.context(target), plan)
 
 
 def fix_disks(overlays: Sequence[Overlay], target: Target, run: str) -> tuple[Look, Plan]:
@@ -163,7 +168,23 @@ def fix_disks(overlays: Sequence[Overlay], target: Target, run: str) -> tuple[Lo
         plan = plan_for(tree, look, target)
         check_possible(plan)
         application.apply(tree, plan.edits, run)
+        new = regenerate.regenerate_all(tree, look.context(target), lambda: _room(overlays))
+        if new:
+            # The drivers are elsewhere now, and other files may have to go in again.
+            look = replace(
+                look_at_directory(tree, look.storage, look.machine), problems=look.problems
+            )
+            again = plan_for(tree, look, target)
+            application.apply(tree, again.edits, run)
+            plan = regenerate.replanned(plan, again, new)
     for overlay in overlays:
         check_usable(overlay)
         check_untouched(overlay)
     return look, plan
+
+
+def _room(overlays: Sequence[Overlay]) -> int:
+    """Bytes that a new file may have: that much again goes into the old one, if it is put back, and
+    into what the file system writes besides."""
+    usages = [check_usable(overlay) for overlay in overlays]
+    return min(usage.total - usage.used for usage in usages) // 3

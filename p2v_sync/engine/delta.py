@@ -184,11 +184,14 @@ class CutoverSession:
         """Keep a definition (.xml .cfg .sh .yaml .json, 1 MiB at most) beside the images."""
         self._act("put", {"name": name}, content)
 
-    def run(self, hypervisor: str, what: str, name: str) -> str:
-        """``what``: "define" or "start"; returns what the program there said."""
+    def run(self, hypervisor: str, what: str, name: str) -> str | None:
+        """Define, start or convert; returns what the program there said.
+
+        None: it is not done after some seconds, and goes on; ask again.  It ends with the session.
+        """
         fields = {"hypervisor": hypervisor, "what": what, "name": name}
         answer = self._act("run", fields).get("output")
-        return printable(answer) if isinstance(answer, str) else ""
+        return printable(answer) if isinstance(answer, str) else None
 
 
 def _send(channel: Channel, kind: FrameType, meta: bytes, body: memoryview | bytes) -> None:

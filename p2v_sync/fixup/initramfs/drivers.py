@@ -10,7 +10,7 @@ from p2v_sync.fixup.initramfs import addition, buses, modules
 from p2v_sync.fixup.initramfs.contents import Contents, examine
 from p2v_sync.fixup.initramfs.modules import OPTIONS, Modules
 from p2v_sync.fixup.plan import Context, Finding, Severity
-from p2v_sync.units import MIB
+from p2v_sync.units import MIB, format_size
 
 IMAGE_MOST = 512 * MIB
 _KERNELS_MOST = 5  # the default one first
@@ -68,6 +68,17 @@ def looks(draft: Draft, guest: Guest) -> Iterator[Look]:
         yield look_at(draft, kernel, guest)
 
 
+def append(draft: Draft, look: Look, data: bytes) -> None:
+    """Let its initramfs have ``data`` behind it.  Raises ValueError when there is no room."""
+    room = draft.room(look.kernel.initramfs)
+    if len(data) > room:
+        raise ValueError(
+            f"the file system of {look.kernel.initramfs} is too full: {format_size(len(data))} more"
+            f" are needed, and {format_size(max(room, 0))} can be used"
+        )
+    draft.append(look.kernel.initramfs, data)
+
+
 def not_found(key: str, context: Context, look: Look, reason: str) -> Finding:
     """What it means that a kernel can't have the drivers it needs."""
     wanted = buses.described(context.target)
@@ -112,10 +123,7 @@ class InitramfsDrivers:
         reason = look.reason
         try:
             if not reason:
-                draft.append(
-                    look.kernel.initramfs,
-                    _addition(draft, contents, look.installed, names, files),
-                )
+                append(draft, look, _addition(draft, contents, look.installed, names, files))
         except (FileNotFoundError, GuestFileError, ValueError) as error:
             reason = str(error)
         if reason and names:
