@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from p2v_sync.errors import GuestFileError
+from p2v_sync.fixup.crypttab import BAKED, CRYPTTAB, with_lasting_sources
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.guest import Driver, Generator, Guest, Kernel, LoaderKind
 from p2v_sync.fixup.initramfs import addition, buses, modules
@@ -154,9 +155,13 @@ def _addition(
 
 def _wanted_by_others(draft: Draft, contents: Contents) -> dict[str, bytes]:
     """What other fix-ups want inside, and is not yet."""
+    wanted = dict(draft.for_initramfs)
+    if baked := contents.data(BAKED):
+        text = with_lasting_sources(baked.decode("latin-1"), draft.text_or_empty(CRYPTTAB))
+        wanted[BAKED] = text.encode("latin-1")
     return {
         path.lstrip("/"): data
-        for path, data in draft.for_initramfs.items()
+        for path, data in wanted.items()
         # What replaced a longer file may have been filled up.
         if (contents.data(path) or b"").rstrip(b"\n") != data.rstrip(b"\n")
     }
