@@ -74,6 +74,8 @@ class Cutover:
             pass  # it is sent again
         return {
             "phase": cutover.phase if cutover else "",
+            "reached": self._manifest.reached(),
+            "since": int(os.path.getmtime(self._manifest.path)),
             "delta": kept,
             "applied": cutover.delta if cutover else "",
             "refusal": "" if cutover else self._target.refusal(),

@@ -1,4 +1,4 @@
-"""The virtual machine's definitions beside the images, and the few programs that take them.
+"""The machine's definitions and logs beside the images, and the few programs that take them.
 
 Nothing goes through a shell, and no argument is anything but a file of the job or a plain name.
 """
@@ -15,7 +15,7 @@ from .place import Draft
 from .target import TargetError
 from .wire import MAX_FILE, Buffer, ErrorCode
 
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(xml|cfg|sh|yaml|json)")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(xml|cfg|sh|yaml|json|log)")
 _VM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/usr/libexec"
 _ENVIRON = dict(os.environ, LC_ALL="C.UTF-8", PATH=_PATH)
@@ -50,7 +50,7 @@ def put(directory: str, name: str, content: Buffer) -> None:
         raise TargetError(
             ErrorCode.REFUSED,
             "{!r} of {} bytes can't be kept beside the images".format(name[:120], len(content)),
-            "letters, digits and . _ - and one of .xml .cfg .sh .yaml .json; 1 MiB at most",
+            "letters, digits and . _ - and one of .xml .cfg .sh .yaml .json .log; 1 MiB at most",
         )
     with contextlib.closing(Draft(os.path.join(directory, name))) as draft:
         draft.write(content)
