@@ -18,6 +18,7 @@ from tests.vm.guests import Guest
 from tests.vm.lab import Nic, Said, run_in_lab
 from tests.vm.lab_commands import IMAGES
 from tests.vm.machines import VIRTIO, boot
+from tests.vm.recipes import NAMES
 from tests.vm.test_boot import assert_runs, on_virtio, told
 
 pytestmark = NEEDS_GUESTS
@@ -111,6 +112,7 @@ done
 """
 
 
+@pytest.mark.parametrize("guest", [NAMES], indirect=True, ids=["names"])
 def test_p8_virt_v2v_works_above_the_replica(server: Server) -> None:
     program = server.directory / "programs" / "virt-v2v-in-place"
     program.parent.mkdir()
