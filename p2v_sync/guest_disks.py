@@ -117,7 +117,7 @@ def mounted(overlays: Sequence[Overlay], *, writable: bool) -> Iterator[tuple[Tr
                     "no operating system was found on "
                     + ", ".join(str(overlay.origin) for overlay in overlays)
                     + "".join(f"; {problem}" for problem in problems[:3]),
-                    hint="the disks can be copied all the same, with --fixups none",
+                    hint="the disks can be copied all the same, with --no-fixups",
                 )
             for other in roots.others:
                 where = volume_name(other.volume)
@@ -142,7 +142,7 @@ def check_possible(plan: Plan) -> None:
     """Raises FixupError for a guest that must not be touched."""
     for finding in plan.findings:
         if finding.severity is Severity.FATAL:
-            hint = finding.hint or "it can be copied all the same, with --fixups none"
+            hint = finding.hint or "it can be copied all the same, with --no-fixups"
             raise FixupError(finding.text, hint=hint)
 
 
