@@ -28,6 +28,7 @@ from p2v_sync.errors import (
 )
 from p2v_sync.events import Notice, Observer
 from p2v_sync.fixup.guest import Guest
+from p2v_sync.fixup.initramfs import regenerate
 from p2v_sync.fixup.plan import Bus, Finding, Hypervisor, Plan, Severity, Target
 from p2v_sync.fixup.profile import UNKNOWN_GUEST, Twins, profile
 from p2v_sync.guest_disks import Look, check_possible, fix_disks, plan_disks
@@ -269,6 +270,9 @@ class Conversion:
             look, plan = plan_disks(overlays, self._config.target, self._keys)
             failed = Finding("apply", Severity.DOWNGRADE, error.message, error.hint or "")
             return Outcome(look, Plan((), (*plan.findings, failed)))
+        for finding in plan.findings:
+            if finding.fixup == regenerate.KEY:
+                self._say(finding.text)
         self._say(f"fixed up: {len(plan.edits)} changes in the guest, none on its disks")
         return Outcome(look, plan, is_fixed=True)
 

@@ -218,7 +218,7 @@ class WrongPhase(StateError):
 
 
 class FixupError(P2vError):
-    """The guest can't be inspected or fixed up; its replica can still be made (--no-fixups)."""
+    """The guest can't be inspected or fixed up; its replica can still be made (--fixups none)."""
 
     exit_code = 70
 

@@ -3,7 +3,7 @@
 Composition of ``overlay`` (devices) and ``fixup`` (files); the disks themselves are never mounted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,22 +182,31 @@ def fix_disks(
     Raises FixupError, OverlayFull when the changes did not fit (nothing of them may be used then).
     """
     with mounted(overlays, keys, writable=True) as (tree, look):
-        plan = plan_for(tree, look, target)
-        check_possible(plan)
-        application.apply(tree, plan.edits, run)
-        new = regenerate.regenerate_all(tree, look.context(target), lambda: _room(overlays))
-        if new:
-            # The drivers are elsewhere now, and other files may have to go in again.
-            look = replace(
-                look_at_directory(tree, look.storage, look.machine), problems=look.problems
-            )
-            again = plan_for(tree, look, target)
-            application.apply(tree, again.edits, run)
-            plan = regenerate.replanned(plan, again, new)
+        look, plan = fix_up(tree, look, target, run, lambda: _room(overlays))
     for overlay in overlays:
         check_usable(overlay)
         check_untouched(overlay)
     return look, plan
+
+
+def fix_up(
+    tree: Tree, look: Look, target: Target, run: str, room: Callable[[], int]
+) -> tuple[Look, Plan]:
+    """Plan and apply on what no disk is below; then, where that was not enough, have the guest make
+    its initramfs anew, of ``room()`` bytes at most.  Raises FixupError.
+    """
+    plan = plan_for(tree, look, target)
+    check_possible(plan)
+    application.apply(tree, plan.edits, run)
+    said = regenerate.regenerate_all(tree, look.context(target), room)
+    if not said:
+        return look, plan
+    # The drivers are elsewhere now, and other files may have to go in again.
+    seen = look_at_directory(tree, look.storage, look.machine)
+    look = replace(seen, problems=look.problems)
+    again = plan_for(tree, look, target)
+    application.apply(tree, again.edits, run)
+    return look, regenerate.replanned(plan, again, said)
 
 
 def _room(overlays: Sequence[Overlay]) -> int:

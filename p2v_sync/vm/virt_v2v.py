@@ -9,7 +9,9 @@ from dataclasses import replace
 from shlex import quote
 from xml.etree import ElementTree as ET
 
+from p2v_sync.fixup.command_line import CommandLine
 from p2v_sync.fixup.guest import Family, Guest
+from p2v_sync.fixup.names import depends_on_bus
 from p2v_sync.fixup.plan import Bus
 from p2v_sync.fixup.profile import NicModel
 from p2v_sync.units import KIB
@@ -27,6 +29,11 @@ def doubts(guest: Guest) -> Iterator[str]:
         yield f"virt-v2v does not convert {guest.distribution.name}: --fixups own does"
     if guest.windows is not None and guest.windows.is_dynamic:
         yield "virt-v2v does not convert Windows on dynamic disks"
+    entry = guest.default_entry
+    root = CommandLine(entry.options).get("root") if entry is not None else None
+    if root is not None and depends_on_bus(root):
+        # 2.2.0 renamed it in fstab alone, where GRUB was told to use no UUID.
+        yield f"virt-v2v may leave root={root} as it is: --fixups own finds a name that lasts"
     if "luks" in guest.uses:
         yield "virt-v2v needs the keys of encrypted disks: run its script on the host, with --key"
 

@@ -30,12 +30,14 @@ from p2v_sync.errors import (
     WrongPhase,
 )
 from p2v_sync.events import Event, Notice, PassFinished
-from p2v_sync.fixup.plan import Bus, Hypervisor, Plan, Target
+from p2v_sync.fixup.guest import Guest
+from p2v_sync.fixup.plan import Bus, Finding, Hypervisor, Plan, Severity, Target
 from p2v_sync.guest_disks import Look
+from p2v_sync.overlay.snapshot import Overlay
 from p2v_sync.state.ledger import Ledger
 from p2v_sync.units import MIB
 from tests.contract.lab import BLOCK, block_of, patterned, ram_directory
-from tests.contract.machines import BIOS_SERVER, guest
+from tests.contract.machines import BIOS_SERVER, guest, windows
 
 CHUNKS = [(0, block_of("new")), (BLOCK, bytes(BLOCK)), (MIB, block_of("far"))]
 
@@ -353,3 +355,30 @@ def test_an_overlay_can_be_had_without_fixups(machine: Machine) -> None:
     conversion.finish([], conversion.preview([]))
     assert defined_image(machine, "web.xml") == str(machine.image.with_suffix(".qcow2"))
     assert shown(machine.image.with_suffix(".qcow2")) == machine.source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fixups", "known", "said"),
+    [
+        (Fixups.OWN, windows("10.0"), ["warning: w", "downgrade: d", "--fixups virt-v2v"]),
+        (Fixups.OWN, guest(), ["warning: w", "downgrade: d"]),
+        (Fixups.VIRT_V2V, windows("10.0"), ["warning: w"]),
+    ],
+)
+def test_what_is_said_before_the_copy(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    fixups: Fixups,
+    known: Guest,
+    said: list[str],
+) -> None:
+    findings = [Finding("F", severity, str(severity)[0]) for severity in reversed(Severity)]
+    seen = Look(known, NOTHING_KNOWN, BIOS_SERVER), Plan((), findings[1:])
+    monkeypatch.setattr("p2v_sync.convert.plan_disks", lambda *_: seen)
+    config = ConvertConfig(sync=machine.config(), fixups=fixups)
+    machine.events.clear()
+    Conversion(config, machine.events.append, None).preview([cast(Overlay, None)])
+    found, *lines = machine.notices().splitlines()
+    assert found.startswith("found ")
+    assert sorted(lines) == sorted(line for line in lines for part in said if part in line)
+    assert len(lines) == len(said)

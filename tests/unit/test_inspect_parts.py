@@ -11,7 +11,8 @@ from p2v_sync.device.storage import Storage, Volume
 from p2v_sync.fixup import names
 from p2v_sync.fixup.guest import Family, Firmware, Generator, Init, LoaderKind
 from p2v_sync.fixup.inspect import fstab, inspect
-from p2v_sync.fixup.inspect.grub import expanded
+from p2v_sync.fixup.inspect.grub import expanded, legacy_entry
+from p2v_sync.fixup.inspect.locate import Locator
 from p2v_sync.fixup.inspect.reader import Reader, assignments, mac_of, unquoted
 from p2v_sync.fixup.inspect.registry import Hive
 from p2v_sync.fixup.inspect.versions import version_key
@@ -338,3 +339,13 @@ def test_a_name_finds_its_volume() -> None:
     assert names.resolve("/dev/vg/root", storage) is logical
     for spec in ("", "/dev/sda", "UUID=", "LABEL=l", "UUID=x", "/dev/sda2"):
         assert names.resolve(spec, storage) is None, spec
+
+
+def test_a_line_of_menu_lst_that_is_no_command_is_passed_over(tmp_path: Path) -> None:
+    menu = "title a\n/dev/sda1 / ext4\nkernel /vmlinuz root=/dev/sda1\ninitrd /i\n"
+    built = write(f"=== /boot/grub/menu.lst\n{menu}", tmp_path)
+    with Tree(built.root) as tree:
+        reader = Reader(tree)
+        entry = legacy_entry(reader, "/boot/grub/menu.lst", Locator(reader, ()))
+    assert entry is not None
+    assert entry.options == "root=/dev/sda1"

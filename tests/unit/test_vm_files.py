@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from p2v_sync import __version__
 from p2v_sync.device.machine import Machine
-from p2v_sync.vm import kubevirt, libvirt, qemu, xl
+from p2v_sync.fixup.guest import BootEntry, Distribution, Family, Guest, Windows
+from p2v_sync.vm import kubevirt, libvirt, qemu, virt_v2v, xl
 from p2v_sync.vm.choose import choose
 from p2v_sync.vm.definition import Definitions
 from p2v_sync.vm.files import files
@@ -220,3 +222,20 @@ def test_the_inventory_holds_what_was_found() -> None:
     assert record["guest"] is None
     assert record["findings"][0]["severity"] == "warning"
     assert record["definitions"]["recommended"]["name"] == NASTY
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (guest(), ""),
+        (replace(guest(), distribution=Distribution(Family.ARCH, name="Arch")), "convert Arch"),
+        (Guest(windows=Windows("Windows", is_dynamic=True)), "dynamic disks"),
+        (replace(guest(), uses=("luks",)), "--key"),
+        (replace(guest(), default_entry=BootEntry(options="ro root=/dev/sda1")), "root=/dev/sda1"),
+        (replace(guest(), default_entry=BootEntry(options="ro root=UUID=1")), ""),
+    ],
+)
+def test_what_virt_v2v_may_refuse_is_said_before_the_copy(known: Guest, said: str) -> None:
+    doubts = [*virt_v2v.doubts(known)]
+    assert len(doubts) == bool(said)
+    assert said in "".join(doubts)

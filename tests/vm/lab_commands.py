@@ -3,8 +3,9 @@
     lab_commands.py DIRECTORY
 
 DIRECTORY (on the host) has ``commands.json``: ``nics``, what eth0 and so on are to be called, and
-``commands``, a list of argument lists; and ``images``, which is IMAGES here.  ``results.json`` is
-put there, an object for each command that ran: the first that fails is the last.
+``commands``, a list of argument lists; ``images``, which is IMAGES here; and perhaps ``programs``,
+which are found before all others.  ``results.json`` is put there, an object for each command that
+ran: the first that fails is the last.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ def copy(source: Path, target: Path) -> None:
 
 def run(directory: Path) -> None:
     os.environ["P2V_STATE"] = str(directory / "state")
+    os.environ["PATH"] = f"{directory / 'programs'}:{os.environ['PATH']}"
     asked = json.loads((directory / "commands.json").read_text())
     for number, name in enumerate(asked["nics"]):
         subprocess.run(["ip", "link", "set", f"eth{number}", "name", name], check=True)

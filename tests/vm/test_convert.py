@@ -18,6 +18,7 @@ from tests.vm.guests import Guest
 from tests.vm.lab import Nic, Said, run_in_lab
 from tests.vm.lab_commands import IMAGES
 from tests.vm.machines import VIRTIO, boot
+from tests.vm.recipes import NAMES
 from tests.vm.test_boot import assert_runs, on_virtio, told
 
 pytestmark = NEEDS_GUESTS
@@ -100,3 +101,28 @@ def change_one_percent(disk: Path) -> int:
         start = file.seek(size - 32 * MIB)
         file.write(chance.randbytes(24 * MIB))
         return file.tell() - start
+
+
+# What virt-v2v does, as far as it matters here: it writes into the images that it is told of.
+CONVERTER = """#!/bin/sh
+for last; do :; done
+sed -n 's/.*<source file="\\([^"]*\\)".*/\\1/p' "$last" | while read -r image; do
+    echo converted >>"$image"
+done
+"""
+
+
+@pytest.mark.parametrize("guest", [NAMES], indirect=True, ids=["names"])
+def test_p8_virt_v2v_works_above_the_replica(server: Server) -> None:
+    program = server.directory / "programs" / "virt-v2v-in-place"
+    program.parent.mkdir()
+    program.write_text(CONVERTER)
+    program.chmod(0o755)
+    first, second = server.run(server.convert("--fixups", "virt-v2v"), server.convert())
+    assert "ubda: converted by virt-v2v in ubda.qcow2, above the replica" in first.err
+    assert "fixed up" not in first.err
+    assert "the qcow2 overlay is moved aside" in second.err
+    (aside,) = server.images.glob("ubda.qcow2.aside-*")
+    assert aside.read_bytes().endswith(b"converted\n")
+    server.run(["rollback", JOB])
+    assert are_equal(server.replica, server.disk)

@@ -29,7 +29,7 @@ from p2v_sync.units import GIB
 KEY = "F21-regenerate"
 
 _KERNELS_MOST = 2  # the default one first
-_PATIENCE_S = 300.0
+_PATIENCE_S = 600.0
 _HINT = "the virtual machine is given hardware that the guest finds its disks on as it is"
 _VERSION = re.compile(r"[A-Za-z0-9][\w.+~-]*", re.ASCII)
 _MOUNTED = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp")
@@ -170,7 +170,7 @@ def regenerate(
         old = _Old(tree, image)
         look = look_at(draft, kernel, guest)
         _check_room(tree, image, len(old.data), most)
-        argv = command(draft, look, guest, image)
+        argv, program = command(draft, look, guest, image), _PROGRAMS[guest.generator]
         try:
             _chrooted(tree, argv, most, patience_s)
             new = tree.status(image).size
@@ -178,9 +178,12 @@ def regenerate(
         except (CommandError, FixupError, FileNotFoundError) as error:
             old.put_back()
             raise FixupError(
-                f"{argv[0]} made no usable initramfs for kernel {kernel.version}: {error}",
+                f"{program} made no usable initramfs for kernel {kernel.version}: {error}",
                 hint=_HINT,
             ) from error
+        except BaseException:  # the operator has enough of it
+            old.put_back()
+            raise
         old.pass_on()
 
 

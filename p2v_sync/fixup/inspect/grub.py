@@ -109,7 +109,7 @@ def _item_of(match: re.Match[str]) -> _Item:
 def _words(commands: list[str]) -> Iterator[tuple[str, str, str]]:
     """Command, its file, the rest; without options of the command itself."""
     for command in commands:
-        name, *words = command.split()
+        name, *words = command.split() or [""]
         while words and words[0].startswith("--"):
             words.pop(0)
         if words:
