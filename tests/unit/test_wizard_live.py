@@ -289,6 +289,10 @@ def test_a_target_that_was_given_is_asked_once_the_network_is_up(
     tried = Tried(monkeypatch)
     person, values = talk("p2v.target=h:/d p2v.post=shell", "dhcp", "", ("sda",), "sync", "web", "")
     assert tried.done == ["network dhcp", "ask for web"], "once for three pages and a check"
+    assert person.told == [
+        "Trying the network; this may take a minute.",
+        "Asking the host for web.",
+    ]
     assert values["name"] == "web"
     texts = [page.text for page in person.pages if "38 %" in page.text]
     assert len(texts) == 3, "what to do, the name, the summary"
