@@ -15,12 +15,13 @@ from p2v_sync.device.identity import Identity, difference, read_identity
 from p2v_sync.device.source import DiskSource
 from p2v_sync.engine.delta import CutoverSession, Status
 from p2v_sync.engine.session import OpenRequest, Target
-from p2v_sync.errors import TargetChanged, TargetTaken, VersionMismatch
+from p2v_sync.errors import TargetChanged, TargetLocked, TargetTaken, VersionMismatch
 from p2v_sync.transport.address import parse_target
 from p2v_sync.transport.dialer import Ask, make_dialer
 from p2v_sync.transport.throttle import Throttle
 
 _OTHER_NAME = "give this machine's job another name"
+_WAIT = f"wait for it, 30 s if its link died; if it is another machine's, {_OTHER_NAME}"
 _PHASES = {
     "applied": ("cut over",),
     "qcow2": ("cut over as qcow2",),
@@ -127,6 +128,8 @@ class Inquiry:
                 return
             except TargetTaken as error:
                 raise TargetTaken(error.message, hint=_OTHER_NAME) from error
+            except TargetLocked as error:
+                raise TargetLocked(error.message, hint=_WAIT) from error
             self._check(disk, session, identity)
             yield session
 

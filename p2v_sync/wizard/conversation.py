@@ -39,6 +39,9 @@ class Front(Protocol):
     def complain(self, text: str) -> None:
         """Show why an answer can't be taken."""
 
+    def tell(self, text: str) -> None:
+        """Show what is being done, which may take a minute, until the next page comes."""
+
 
 # Looks at an answer beyond its form: is the host there?  Returns what is wrong, or ''.
 Check = Callable[[str, Values], str]

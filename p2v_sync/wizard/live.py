@@ -200,6 +200,7 @@ class Session:
         wanted = {key: value for key, value in values.items() if key.startswith("network.")}
         if wanted == self._network_is_up_as:
             return
+        self._tell("Trying the network; this may take a minute.")
         network.bring_up(wanted, interface_names())
         self._network_is_up_as = wanted
 
@@ -256,6 +257,7 @@ class Session:
         """Once is enough for the same question: each disk costs a connection."""
         question = _question(name, values)
         if question not in self._asked:
+            self._tell(f"Asking the host for {name}.")
             with login(values) as connection:
                 asked = inquiry(name, values, self.situation, connection, self.screen)
                 lines = tuple(str(replica) for replica in asked.replicas())
@@ -269,6 +271,11 @@ class Session:
             with login(values):
                 send(path, asked, began)
 
+    def _tell(self, text: str) -> None:
+        if self.screen is not None:
+            self.screen.tell(text)
+
     def _reach(self, values: Values) -> None:
+        self._tell(f"Trying to reach {values['target']}.")
         with login(values) as connection:
             jobs.reach(str(values["target"]), connection, self.screen)

@@ -87,6 +87,10 @@ class Screens:
         with _on_the_terminal():
             self._dialog.msgbox(text, width=_WIDTH, height=10, title="That won't do")
 
+    def tell(self, text: str) -> None:
+        with _on_the_terminal():
+            self._dialog.infobox(text, width=_WIDTH, height=5)
+
     def secret(self, prompt: str) -> str:
         with _on_the_terminal():
             code, reply = self._dialog.passwordbox(prompt, insecure=True, width=_WIDTH, height=10)

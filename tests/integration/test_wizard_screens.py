@@ -147,6 +147,20 @@ def test_all_kinds_of_pages_by_keys(tmp_path: Path, terminals: list[Terminal]) -
     }
 
 
+TELLING = """
+import time
+from p2v_sync.wizard.screens import Screens
+
+Screens().tell("Asking the host for web01.")
+time.sleep(600)
+"""
+
+
+def test_what_takes_long_is_told(tmp_path: Path, terminals: list[Terminal]) -> None:
+    terminal = start(TELLING, tmp_path, terminals)
+    terminal.wait_for("Asking the host for web01.")
+
+
 def test_a_vlan_of_a_bond_by_keys(tmp_path: Path, terminals: list[Terminal]) -> None:
     two = CONVERSATION.replace('("eno1", "link up"),', '("eno1", "link up"), ("eno2", "no link"),')
     terminal = start(two, tmp_path, terminals)

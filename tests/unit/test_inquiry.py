@@ -162,9 +162,11 @@ def test_a_job_that_is_being_worked_on(machine: Machine) -> None:
     with (
         JobCutover("box", machine.state, Connection(), ignore, None) as job,
         job._session("sda"),
-        pytest.raises(TargetLocked, match="held by another run"),
+        pytest.raises(TargetLocked, match="held by another run") as caught,
     ):
         machine.asks().replicas()
+    assert caught.value.hint is not None
+    assert "another name" in caught.value.hint
 
 
 def test_a_log_is_put_beside_the_images(machine: Machine) -> None:

@@ -50,6 +50,7 @@ class Script:
         self._replies = list(replies)
         self.pages: list[Page] = []
         self.complaints: list[str] = []
+        self.told: list[str] = []
 
     def show(self, page: Page, *, can_go_back: bool) -> Reply | Way:
         self.pages.append(page)
@@ -61,6 +62,9 @@ class Script:
 
     def complain(self, text: str) -> None:
         self.complaints.append(text)
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
 
     @property
     def titles(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +10,25 @@ import pytest
 
 from p2v_sync.device.machine import Machine, Nic
 from p2v_sync.device.machine_facts import read_machine
-from p2v_sync.errors import ConnectFailed, Interrupted, P2vError, PreseedError, SourceMissing
+from p2v_sync.errors import (
+    ConnectFailed,
+    Interrupted,
+    NetworkError,
+    P2vError,
+    PreseedError,
+    SourceMissing,
+    TargetTaken,
+)
 from p2v_sync.units import GIB
 from p2v_sync.wizard import hooks as hooks_of
 from p2v_sync.wizard import live, network
-from p2v_sync.wizard.flow import DiskChoice, Situation, Values
+from p2v_sync.wizard.conversation import Way
+from p2v_sync.wizard.flow import DiskChoice, Situation, Values, default_of
 from p2v_sync.wizard.job import sources_of
 from p2v_sync.wizard.settings import Value
 from p2v_sync.wizard.situation import default_name
 from p2v_sync.wizard.together import Contents
+from tests.unit.test_wizard import Script
 
 DISKS = (DiskChoice("sda", GIB, ""), DiskChoice("nvme0n1", GIB, ""))
 ONLINE = Situation(hostname="web", disks=DISKS, is_online=True)
@@ -199,6 +209,137 @@ def test_what_is_wrong_with_a_fetched_preseed_fires_its_own_fail_hook(
     with pytest.raises(PreseedError):
         through(session(given))
     assert hooks == ["fail 6"]
+
+
+# What is tried of an answer, and when.
+
+
+class Person(Script):
+    """At the screens."""
+
+    def secret(self, prompt: str) -> str:
+        raise AssertionError(prompt)
+
+    def confirm(self, question: str) -> bool:
+        raise AssertionError(question)
+
+
+class Tried:
+    """A network that comes up, or does not, and a host that answers everything with ``job``."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, has_dhcp: bool = True) -> None:
+        self.done: list[str] = []
+        self._has_dhcp = has_dhcp
+        self.taken: str = ""
+        patch.setattr("p2v_sync.wizard.live.interface_names", lambda: ["eno1"])
+        patch.setattr("p2v_sync.wizard.live.network.bring_up", self._bring_up)
+        patch.setattr("p2v_sync.wizard.live.jobs.reach", lambda *_: self.done.append("reach"))
+        patch.setattr("p2v_sync.wizard.live.inquiry", self._inquiry)
+
+    def _bring_up(self, values: Mapping[str, Value], interfaces: Sequence[str]) -> None:
+        del interfaces
+        self.done.append(f"network {values['network.mode']}")
+        if values["network.mode"] == "dhcp" and not self._has_dhcp:
+            raise NetworkError("no DHCP server answered on eno1")
+
+    def _inquiry(self, name: str, *_: object) -> "Tried":
+        self._name = name
+        return self
+
+    def replicas(self) -> list[str]:
+        self.done.append(f"ask for {self._name}")
+        if self._name == self.taken:
+            raise TargetTaken("another machine's", hint="another name")
+        return ["sda: pass 1, unfinished at 38 %"]
+
+
+OFFLINE = Situation(hostname="web", disks=DISKS[:1])
+
+
+def talk(line: str, *replies: str | tuple[str, ...]) -> tuple[Person, dict[str, Value]]:
+    """All that is not answered on the kernel command line is ``replies``."""
+    person = Person(replies)
+    wizard = live.Session(live.gather(None, line), lambda: OFFLINE, lambda: person)
+    return person, wizard.values()
+
+
+def test_the_network_is_tried_on_its_last_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = Tried(monkeypatch, has_dhcp=False)
+    with pytest.raises(Interrupted):
+        talk("", "dhcp", "")
+    assert tried.done == ["network dhcp"]
+
+
+def test_a_network_that_does_not_come_up_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Tried(monkeypatch, has_dhcp=False)
+    person = Person(["dhcp", "", Way.BACK, "static", "", "192.0.2.7/24", "", ""])
+    wizard = live.Session(live.gather(None, ""), lambda: OFFLINE, lambda: person)
+    with pytest.raises(Interrupted):
+        wizard.values()
+    assert person.complaints == ["no DHCP server answered on eno1"]
+    assert person.titles[-1] == "Target"
+
+
+def test_a_target_that_was_given_is_asked_once_the_network_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And nothing is reached before that."""
+    tried = Tried(monkeypatch)
+    person, values = talk("p2v.target=h:/d p2v.post=shell", "dhcp", "", ("sda",), "sync", "web", "")
+    assert tried.done == ["network dhcp", "ask for web"], "once for three pages and a check"
+    assert person.told == [
+        "Trying the network; this may take a minute.",
+        "Asking the host for web.",
+    ]
+    assert values["name"] == "web"
+    texts = [page.text for page in person.pages if "38 %" in page.text]
+    assert len(texts) == 3, "what to do, the name, the summary"
+
+
+def test_with_network_and_target_given_all_is_tried_before_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = Tried(monkeypatch)
+    line = "p2v.target=h:/d p2v.network=dhcp p2v.network.vlan=7 p2v.name=db p2v.action=sync"
+    talk(f"{line} p2v.disks=all", "shell", "")
+    assert tried.done == ["network dhcp", "ask for db"]
+
+
+def test_p10_another_machines_name_is_refused_on_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = Tried(monkeypatch)
+    tried.taken = "web"
+    person, values = talk(
+        "p2v.target=h:/d p2v.network=none p2v.post=shell", ("sda",), "sync", "web", "web-2", ""
+    )
+    assert person.complaints == ["another machine's (another name)"]
+    assert values["name"] == "web-2"
+    names = [page for page in person.pages if page.title == "Name"]
+    assert [default_of(page) for page in names[:1]] == ["web-2"]
+
+
+def test_p10_another_machines_name_that_was_given_never_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = Tried(monkeypatch)
+    tried.taken = "web"
+    line = "p2v.target=h:/d p2v.network=none p2v.name=web p2v.action=sync p2v.disks=all"
+    person = Person(["shell", "", Way.BACK])
+    wizard = live.Session(live.gather(None, line), lambda: OFFLINE, lambda: person)
+    with pytest.raises(Interrupted):
+        wizard.values()
+    assert person.complaints == ["another machine's (another name)"]
+
+
+def test_alone_the_name_is_asked_for_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = Tried(monkeypatch)
+    tried.taken = "web"
+    alone = session(live.gather(None, "p2v.auto p2v.target=h:/d"), OFFLINE)
+    values = alone.values()
+    assert values["action"] == "convert", "also of a machine that the host knows"
+    with pytest.raises(TargetTaken):
+        alone.require_own(values)
 
 
 # Disks and names.
