@@ -19,9 +19,10 @@ import pytest
 
 from p2v_sync.cli import main
 from p2v_sync.units import MIB
+from tests.conftest import LONG
 
 BIN = Path(sys.executable).parent
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0 if LONG else 60.0  # long torture has disks of a GiB, and much at once
 
 
 class Done(NamedTuple):
