@@ -138,4 +138,4 @@ def test_p8_virt_v2v_works_above_the_replica(server: Server) -> None:
     (aside,) = server.images.glob("ubda.qcow2.aside-*")
     assert aside.read_bytes().endswith(b"converted\n")
     server.run(["rollback", JOB])
-    assert are_equal(server.replica, server.disk)
+    assert server.is_replicated()
