@@ -43,8 +43,6 @@ class Replica:
 
     def __str__(self) -> str:
         """``sda: pass 1, unfinished at 38 %``; ``sda: pass 3, complete, of 2026-11-20``."""
-        if not self.pass_number:
-            return f"{self.disk}: nothing copied yet"
         said = [f"{self.disk}: pass {self.pass_number}"]
         if not self.is_complete:
             share = f" at {self.share * 100:.0f} %" if self.share else ""
@@ -90,14 +88,14 @@ class Inquiry:
         self._identities: dict[str, Identity] = {}  # a disk may die later, and the log tells of it
 
     def replicas(self) -> list[Replica]:
-        """Those that are there.  Raises TargetTaken for other disks' than these (P10)."""
+        """Those that a pass was begun of.  Raises TargetTaken for other disks' than these (P10)."""
         found = []
         for disk in self._sources:
             with self._session(disk) as session:
                 if session is not None:
                     found.append(replica_of(disk, session.target, session.status()))
                     session.hang_up()
-        return found
+        return [replica for replica in found if replica.pass_number]
 
     def put(self, name: str, content: bytes) -> bool:
         """Keep a file beside the images; False where there are none yet."""

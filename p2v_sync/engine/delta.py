@@ -16,6 +16,8 @@ from p2v_sync.errors import IntegrityError, P2vError, PeerLost, ProtocolError, V
 
 Chunk = tuple[int, bytes]  # offset, content
 
+_NUMBER_MOST = 1 << 40  # as seconds it is a date still (gmtime(3))
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -61,7 +63,7 @@ class Status:
 
 
 def _get_optional(message: Json, name: str) -> int | None:
-    return wire.get_int(message, name) if name in message else None
+    return wire.get_int(message, name, high=_NUMBER_MOST) if name in message else None
 
 
 def _kept(message: Json) -> Kept:

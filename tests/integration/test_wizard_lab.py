@@ -49,8 +49,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     stick = make_disk(directory / "stick.img", "mkfs.vfat", "-n", "P2VSTICK")
     before = digest(disk)
     argv = ["tests.integration.wizard_guest", str(directory)]
-    modules = ("vfat", "nls_cp437", "nls_iso8859-1", "dm-snapshot", "loop")
-    done = run_in_lab_kernel(argv, directory, images=[disk, stick], modules=modules, timeout_s=900)
+    modules = ("vfat", "nls_cp437", "nls_iso8859-1", "dm-snapshot", "loop", "bonding", "8021q")
+    nics = ("52:54:00:00:00:01", "52:54:00:00:00:02")
+    done = run_in_lab_kernel(
+        argv, directory, images=[disk, stick], modules=modules, nics=nics, timeout_s=900
+    )
     assert done.status == 0, done.log + done.kernel
     assert digest(disk) == before == digest(directory / "target" / "box" / "ubda.img")
     found: dict[str, Any] = json.loads((directory / "results.json").read_text())
@@ -82,3 +85,12 @@ def test_too_little_memory_for_the_overlay(results: dict[str, Any]) -> None:
     assert ended["status"] == 79, ended["said"]
     assert "of free memory" in ended["said"]
     assert ended["flags"] == READ_ONLY
+
+
+def test_a_vlan_of_a_bond(results: dict[str, Any]) -> None:
+    assert results["bond"] == {
+        "masters": ["p2vbond", "p2vbond"],
+        "link": "p2vbond",
+        "address": "192.0.2.7",
+        "default": "p2vbond.7",
+    }

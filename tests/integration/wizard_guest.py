@@ -19,6 +19,8 @@ from unittest import mock
 from p2v_sync.cli import main
 from p2v_sync.overlay import cow
 from p2v_sync.units import MIB
+from p2v_sync.wizard import network
+from p2v_sync.wizard.settings import Value
 from p2v_sync.wizard.stick import MOUNT_POINT
 
 DISK, STICK = ("/dev/ubda", "/dev/ubda1"), ("/dev/ubdb", "/dev/ubdb1")
@@ -68,11 +70,34 @@ def results(directory: Path) -> Iterator[tuple[str, object]]:
         yield "no memory", wizard(directory, action="convert", name="vm")
 
 
+def bond_and_vlan() -> dict[str, object]:
+    """What the kernel made of it; twice, as after Back on the screens."""
+    values: dict[str, Value] = {
+        "network.mode": "static",
+        "network.bond": ("eth0", "eth1"),
+        "network.vlan": 7,
+        "network.address": "192.0.2.7/24",
+        "network.gateway": "192.0.2.1",
+    }
+    for _ in range(2):
+        network.bring_up(values, ["eth0", "eth1"])
+    links = {each["ifname"]: each for each in json.loads(run("ip", "-json", "address"))}
+    (address,) = (
+        each["local"] for each in links["p2vbond.7"]["addr_info"] if each["family"] == "inet"
+    )
+    return {
+        "masters": [links[name].get("master") for name in ("eth0", "eth1")],
+        "link": links["p2vbond.7"]["link"],
+        "address": address,
+        "default": json.loads(run("ip", "-json", "route", "show", "default"))[0]["dev"],
+    }
+
+
 def main_in_guest(directory: Path) -> None:
     os.environ["P2V_LOG"] = str(directory / "log")
     for each in (*DISK, *STICK):
         run("blockdev", "--setro", each)
-    found = dict(results(directory))
+    found = {**dict(results(directory)), "bond": bond_and_vlan()}
     (directory / "results.json").write_text(json.dumps(found))
 
 

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from p2v_receiver.wire import Layout
+from p2v_receiver.wire import Layout, ProtocolError
 from p2v_sync import jobs
 from p2v_sync.config import Connection, SyncConfig
 from p2v_sync.cutover import IN_PLACE, JobCutover
@@ -208,7 +208,6 @@ def said(**fields: int | str) -> Status:
 @pytest.mark.parametrize(
     ("target", "status", "text"),
     [
-        (opened(0, is_complete=True), said(), "sda: nothing copied yet"),
         (
             opened(1, is_complete=False),
             said(reached=38, since=1),
@@ -236,6 +235,18 @@ def said(**fields: int | str) -> Status:
 )
 def test_in_one_line(target: Target, status: Status, text: str) -> None:
     assert str(replica_of("sda", target, status)) == text
+
+
+@pytest.mark.parametrize("since", [-1, 1 << 62, "today"])
+def test_a_time_that_can_not_be(since: int | str) -> None:
+    with pytest.raises(ProtocolError):
+        said(since=since)
+
+
+def test_an_image_that_no_pass_was_begun_of(machine: Machine) -> None:
+    machine.job.mkdir(parents=True)
+    (machine.job / "sda.img").write_bytes(bytes(4 * MIB))
+    assert machine.asks().replicas() == []
 
 
 def test_a_replica_says_what_it_knows() -> None:
