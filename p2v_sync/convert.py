@@ -244,11 +244,15 @@ class Conversion:
         facts = _facts(outcome)
         recommended = definitions.recommended
         job.put_files(files(definitions, facts, with_virt_v2v=True))
-        if job.convert(recommended.stem):
+        wants_keys = virt_v2v.wants_keys(outcome.look.guest)  # which are never sent
+        if not wants_keys and job.convert(recommended.stem):
             job.put_files(files(virt_v2v.both_converted(definitions), facts))
             return
         script = f"{recommended.directory}/{recommended.stem}.virt-v2v.sh"
-        text = f"virt-v2v-in-place can't be run from here; run this on the host: sh {script}"
+        options = " --key all:key:PASSWORD" if wants_keys else ""
+        text = (
+            f"virt-v2v-in-place can't be run from here; run this on the host: sh {script}{options}"
+        )
         if self._config.start:
             raise ConfigError(text, hint="then start the virtual machine there")
         self._say(text)

@@ -34,8 +34,13 @@ def doubts(guest: Guest) -> Iterator[str]:
     if root is not None and depends_on_bus(root):
         # 2.2.0 renamed it in fstab alone, where GRUB was told to use no UUID.
         yield f"virt-v2v may leave root={root} as it is: --fixups own finds a name that lasts"
-    if "luks" in guest.uses:
+    if wants_keys(guest):
         yield "virt-v2v needs the keys of encrypted disks: run its script on the host, with --key"
+
+
+def wants_keys(guest: Guest) -> bool:
+    """Of encrypted disks, as its options."""
+    return "luks" in guest.uses
 
 
 def _stem(image: Image) -> str:

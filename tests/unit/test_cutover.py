@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from xml.etree import ElementTree as ET
@@ -261,10 +262,10 @@ def converter(programs: Path, script: str) -> None:
     file.chmod(0o755)
 
 
-def convert(machine: Machine, **wishes: Any) -> None:
+def convert(machine: Machine, known: Guest | None = None, **wishes: Any) -> None:
     """What follows the copy in ``convert --fixups virt-v2v``."""
     config = ConvertConfig(sync=machine.config(), fixups=Fixups.VIRT_V2V, **wishes)
-    look = Look(guest(), NOTHING_KNOWN, BIOS_SERVER)
+    look = Look(known or guest(), NOTHING_KNOWN, BIOS_SERVER)
     machine.events.clear()
     Conversion(config, machine.events.append, None).finish([], Outcome(look, Plan((), ())))
 
@@ -382,3 +383,14 @@ def test_what_is_said_before_the_copy(
     assert found.startswith("found ")
     assert sorted(lines) == sorted(line for line in lines for part in said if part in line)
     assert len(lines) == len(said)
+
+
+@pytest.mark.real_parts
+def test_who_has_the_keys_of_encrypted_disks_runs_virt_v2v(
+    machine: Machine, programs: Path
+) -> None:
+    converter(programs, FAILS)
+    convert(machine, replace(guest(), uses=("luks",)))
+    script = machine.image.with_name("web.virt-v2v.sh")
+    assert f"run this on the host: sh {script} --key all:key:PASSWORD" in machine.notices()
+    assert not machine.image.with_suffix(".qcow2").exists()
