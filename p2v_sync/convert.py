@@ -6,6 +6,7 @@ same command resumes whatever ended the last one.
 """
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from p2v_sync.fixup.plan import Finding, Plan, Severity, Target
 from p2v_sync.fixup.profile import UNKNOWN_GUEST, Twins, profile
 from p2v_sync.guest_disks import Look, check_possible, fix_disks, plan_disks
 from p2v_sync.overlay.delta import open_delta
+from p2v_sync.overlay.luks import read_keys
 from p2v_sync.overlay.snapshot import (
     CHUNK_SIZE,
     Overlay,
@@ -63,6 +65,7 @@ class ConvertConfig:
     start: bool = False
     cow_size: int | None = None
     cow_dir: Path | None = None
+    key_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Conversion:
         self._config = config
         self._observe = observe
         self._ask = ask
+        self._keys = read_keys(config.key_files, os.environ, ask.secret if ask else None)
         self._sources = jobs.name_sources(config.sync.sources)
         self._job = check_job_name(config.sync.job or jobs.default_job(self._sources))
         self._by_disk = {jobs.kernel_name(source.path): source for source in self._sources}
@@ -162,7 +166,7 @@ class Conversion:
         """Look and plan, and say what will not work.  Raises FixupError, OverlayError."""
         if not overlays:
             return
-        look, plan = plan_disks(overlays, self._config.target)
+        look, plan = plan_disks(overlays, self._config.target, self._keys)
         guest = look.guest
         name = guest.windows.name if guest.windows else guest.distribution.name
         self._say(f"found {name or 'a system'}{f' ({guest.hostname})' if guest.hostname else ''}")
@@ -211,10 +215,11 @@ class Conversion:
         What is half in an overlay is never sent.  Raises OverlayFull.
         """
         try:
-            look, plan = fix_disks(overlays, self._config.target, uuid.uuid4().hex)
+            target = self._config.target
+            look, plan = fix_disks(overlays, target, self._keys, uuid.uuid4().hex)
         except FixupError as error:
             self._say(f"the guest was not fixed up: {error}; it gets hardware that it knows")
-            look, plan = plan_disks(overlays, self._config.target)
+            look, plan = plan_disks(overlays, self._config.target, self._keys)
             failed = Finding("apply", Severity.DOWNGRADE, error.message, error.hint or "")
             return Outcome(look, Plan((), (*plan.findings, failed)))
         self._say(f"fixed up: {len(plan.edits)} changes in the guest, none on its disks")

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from p2v_sync.cli.ask import terminal_ask
-from p2v_sync.cli.options import PATH, SIZE
+from p2v_sync.cli.options import PATH, SIZE, key_files_option
 from p2v_sync.cli.render import make_renderer
 from p2v_sync.cli.replication import replication_options, take_sync_config
 from p2v_sync.convert import ConvertConfig
@@ -51,6 +51,7 @@ from p2v_sync.vm.network import Networks, parse_networks
     "--cow-size", type=SIZE, metavar="SIZE", help="Room for the changes of each disk, in memory."
 )
 @click.option("--cow-dir", type=PATH, metavar="DIR", help="Keep the changes in files there.")
+@key_files_option
 def convert(as_json: bool, **options: Any) -> None:
     """Copy whole disks to TARGET and make a virtual machine of them that boots.
 
@@ -77,7 +78,7 @@ def _config(options: dict[str, Any]) -> ConvertConfig:
         cow_dir=cow_dir,
         **{
             key: options.pop(key)
-            for key in ("name", "memory", "vcpus", "mode", "start", "cow_size")
+            for key in ("name", "memory", "vcpus", "mode", "start", "cow_size", "key_files")
         },
         sync=take_sync_config(options),
     )

@@ -73,6 +73,7 @@ def test_what_is_refused_before_anything_is_copied(lab: Lab) -> None:
     lab.fails(3, *convert, "--no-fixups", "--name", "web 1", "--start", say="--name web_1")
     lab.fails(3, *convert, "--network", "a=", say="can't be the name of a network")
     lab.fails(2, *convert, "--target", "vmware", say="vmware")
+    lab.fails(3, *convert, "--key-file", lab.root / "none", say="none: No such file")
     lab.fails(14, "convert", lab.root / "none", lab.out, say="there is no")
     assert list(lab.out.iterdir()) == []
 
