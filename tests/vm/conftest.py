@@ -13,7 +13,10 @@ from tests.vm.guests import Guest, Workshop
 # Now, while HOME and XDG_CACHE_HOME still are the user's.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2v-sync"
 
-_PROGRAMS = (machines.QEMU, "mmdebstrap", "zstd", "mkfs.vfat", "sfdisk", "lvm")
+_PROGRAMS = (
+    *(machines.QEMU, "mmdebstrap", "zstd", "mkfs.vfat", "sfdisk", "lvm"),
+    *("mdadm", "mkfs.btrfs", "cryptsetup"),
+)
 _missing = [
     each for each in _PROGRAMS if shutil.which(each, path="/usr/sbin:/usr/bin:/sbin:/bin") is None
 ]
@@ -32,6 +35,12 @@ def workshop() -> Workshop:
     return Workshop(CACHE)
 
 
-@pytest.fixture(params=recipes.RECIPES, ids=lambda recipe: recipe.name)
+_GUESTS = (
+    *(pytest.param(each, id=each.name) for each in recipes.RECIPES),
+    *(pytest.param(each, id=each.name, marks=pytest.mark.more) for each in recipes.MORE_RECIPES),
+)
+
+
+@pytest.fixture(params=_GUESTS)
 def guest(request: pytest.FixtureRequest, workshop: Workshop) -> Guest:
     return workshop.guest(request.param)

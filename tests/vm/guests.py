@@ -1,33 +1,26 @@
 """Real Debian systems as disk images, made once and kept in the user's cache directory.
 
 A base (mmdebstrap), unpacked; the recipe's files and an initramfs without virtio, made in a chroot;
-file systems filled by mke2fs; volumes made in the lab kernel; and one boot that installs GRUB.
-Needs root, and no device of this machine.
+its disks (layouts.py); and one boot that installs GRUB.  Needs root, and no device of this machine.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.contract.lab_kernel import run_in_lab_kernel
 from tests.vm import machines, recipes
+from tests.vm.layouts import make_disks, run
 from tests.vm.machines import Kernel, Machine
-from tests.vm.recipes import MIB, Recipe
+from tests.vm.recipes import Recipe
 
 _HERE = Path(__file__).parent
-_ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
-_LVM = "e6d6d379-f507-44c2-a23c-238f2a3df928"
-_ROOT_SIZE, _SWAP_SIZE, _ESP_SIZE = 2048 * MIB, 256 * MIB, 64 * MIB
-_EXTENT = 4 * MIB  # LVM's default, and where it starts is told to it
 
 
 @dataclass(frozen=True)
@@ -35,14 +28,18 @@ class Guest:
     """``variables``: of the old machine's firmware, where the boot loader has its entry."""
 
     recipe: Recipe
-    image: Path
+    images: tuple[Path, ...]
     variables: Path | None
 
     def on(self, machine: Machine) -> Machine:
-        """The machine with the firmware this guest wants, with the old one's variables or none."""
+        """The machine with the firmware this guest wants, with the old one's variables or none, and
+        somebody who knows the passphrase."""
         is_old = machine.disk == machines.PHYSICAL.disk
         return replace(
-            machine, is_uefi=self.recipe.is_uefi, variables=self.variables if is_old else None
+            machine,
+            is_uefi=self.recipe.is_uefi,
+            variables=self.variables if is_old else None,
+            passphrase=self.recipe.passphrase,
         )
 
 
@@ -54,24 +51,27 @@ class Workshop:
         cache.mkdir(parents=True, exist_ok=True)
 
     def guest(self, recipe: Recipe) -> Guest:
-        sources = [_HERE / f"{name}.py" for name in ("guests", "recipes", "volumes")]
+        sources = [_HERE / f"{name}.py" for name in ("guests", "recipes", "layouts", "volumes")]
         key = _digest(repr(recipe), *(path.read_text() for path in sources))
         directory = self._cache / f"guest-{recipe.name}-{key}"
         with self._kept(directory) as new:
             if new is not None:
-                _build(recipe, self._base(), new)
+                _build(recipe, self._base(recipe.packages), new)
         variables = directory / "variables.fd"
-        return Guest(recipe, directory / "disk.img", variables if recipe.is_uefi else None)
+        images = tuple(sorted(directory.glob("disk*.img")))
+        return Guest(recipe, images, variables if recipe.is_uefi else None)
 
-    def _base(self) -> Path:
-        wanted = (recipes.SUITE, *recipes.PACKAGES, *recipes.LEFT_OUT)
-        directory = self._cache / f"base-{_digest(*wanted)}"
+    def _base(self, more: Sequence[str]) -> Path:
+        """``more``: packages beside those that every guest has."""
+        packages = (*recipes.PACKAGES, *more)
+        kind = "more" if more else "base"
+        directory = self._cache / f"{kind}-{_digest(recipes.SUITE, *packages, *recipes.LEFT_OUT)}"
         with self._kept(directory) as new:
             if new is not None:
                 left_out = (f"--dpkgopt=path-exclude={each}" for each in recipes.LEFT_OUT)
-                include = f"--include={','.join(recipes.PACKAGES)}"
+                include = f"--include={','.join(packages)}"
                 argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include]
-                _run([*argv, *left_out, recipes.SUITE, str(new / "base.tar.zst")])
+                run([*argv, *left_out, recipes.SUITE, str(new / "base.tar.zst")])
         return directory / "base.tar.zst"
 
     @contextlib.contextmanager
@@ -98,37 +98,21 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
-def _run(argv: Sequence[str], *, stdin: str = "", **environ: str) -> str:
-    done = subprocess.run(
-        argv,
-        input=stdin,
-        text=True,
-        errors="replace",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "LC_ALL": "C.UTF-8", **environ},
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, f"{argv[0]} failed with status {done.returncode}: {done.stdout}"
-    return done.stdout
-
-
 def _build(recipe: Recipe, base: Path, directory: Path) -> None:
-    """Leaves ``disk.img`` and, for UEFI, ``variables.fd``."""
+    """Leaves ``disk0.img`` and so on and, for UEFI, ``variables.fd``."""
     with tempfile.TemporaryDirectory(dir=directory) as name:
         work = Path(name)
         tree = work / "tree"
         tree.mkdir()
         xattrs = ("--xattrs", "--xattrs-include=*")
-        _run(["tar", "--numeric-owner", *xattrs, "-C", str(tree), "-xf", str(base)])
+        run(["tar", "--numeric-owner", *xattrs, "-C", str(tree), "-xf", str(base)])
         _furnish(tree, recipe)
-        image = work / "disk.img"
-        _make_disk(image, tree, recipe)
+        images = make_disks(recipe, tree, work)
         variables = work / "variables.fd"
         shutil.copyfile(machines.OVMF / "OVMF_VARS_4M.fd", variables)
-        _install_grub(image, variables, tree, recipe)
-        image.rename(directory / image.name)
+        _install_grub(images, variables, tree, recipe)
+        for image in images:
+            image.rename(directory / image.name)
         if recipe.is_uefi:
             variables.rename(directory / variables.name)
 
@@ -169,7 +153,7 @@ def _in_tree(tree: Path, argv: Sequence[str]) -> str:
     """The output of a program, run in a chroot whose mounts go when it ends."""
     script = 'mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"'
     path = "/usr/sbin:/usr/bin:/sbin:/bin"
-    return _run(["unshare", "--mount", "sh", "-euc", script, str(tree), *argv], PATH=path)
+    return run(["unshare", "--mount", "sh", "-euc", script, str(tree), *argv], PATH=path)
 
 
 def _fill(tree: Path, recipe: Recipe) -> None:
@@ -180,7 +164,7 @@ def _fill(tree: Path, recipe: Recipe) -> None:
     for number in range(recipes.DATA_FILES):
         (data / f"{number}.bin").write_bytes(chance.randbytes(recipes.DATA_SIZE))
     lines = []
-    for directory in (data, tree / "usr" / "sbin"):
+    for directory in (data, tree / "home", tree / "usr" / "sbin"):
         for file in sorted(directory.iterdir()):
             if file.is_file() and not file.is_symlink():
                 digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -188,64 +172,21 @@ def _fill(tree: Path, recipe: Recipe) -> None:
     (tree / "etc" / "manifest").write_text("".join(lines))
 
 
-# The disk.
-
-
-def _make_disk(image: Path, tree: Path, recipe: Recipe) -> None:
-    with image.open("wb") as file:
-        file.truncate(recipes.DISK_SIZE)
-    root, swap, esp = (image.with_name(name) for name in ("root.img", "swap.img", "esp.img"))
-    for part, size in ((root, _ROOT_SIZE), (swap, _SWAP_SIZE), (esp, _ESP_SIZE)):
-        with part.open("wb") as file:
-            file.truncate(size)
-    # As the guest's own mke2fs would: its GRUB can't read what is newer.
-    config = str(tree / "etc" / "mke2fs.conf")
-    _run(["mke2fs", "-q", "-t", "ext4", "-d", str(tree), str(root)], MKE2FS_CONFIG=config)
-    _run(["mkswap", str(swap)])
-    if not recipe.is_uefi:
-        table = f"label: dos\nstart=1MiB, size={_ROOT_SIZE // MIB}MiB, bootable\n"
-        table += f"size={_SWAP_SIZE // MIB}MiB, type=82\n"
-        _run(["sfdisk", str(image)], stdin=table)
-        _place(root, image, MIB)
-        _place(swap, image, MIB + _ROOT_SIZE)
-        return
-    _run(["mkfs.vfat", "-F", "32", "-i", "0e5dc0de", str(esp)])
-    table = f"label: gpt\nstart=1MiB, size={_ESP_SIZE // MIB}MiB, type={_ESP}\ntype={_LVM}\n"
-    _run(["sfdisk", str(image)], stdin=table)
-    _place(esp, image, MIB)
-    _place_volumes(image, {"root-fs": root, "swap": swap})
-
-
-def _place_volumes(image: Path, volumes: dict[str, Path]) -> None:
-    """Make the volumes one after the other in partition 2, and write them where they are."""
-    sizes = [f"{name}={path.stat().st_size // _EXTENT}" for name, path in volumes.items()]
-    done = run_in_lab_kernel(
-        ["tests.vm.volumes", "vg-old", *sizes], image.parent, images=[image], modules=["dm-mod"]
+def _install_grub(images: Sequence[Path], variables: Path, tree: Path, recipe: Recipe) -> None:
+    machine = replace(
+        machines.PHYSICAL,
+        is_uefi=recipe.is_uefi,
+        variables=variables,
+        passphrase=recipe.passphrase,
     )
-    assert done.status == 0, done.log + done.kernel
-    for line in done.log.splitlines():
-        if line.startswith("volume "):
-            _, name, start = line.split()
-            _place(volumes.pop(name), image, int(start))
-    assert not volumes, done.log
-
-
-def _place(part: Path, image: Path, start: int) -> None:
-    argv = ["dd", "bs=1M", "oflag=seek_bytes", "conv=notrunc,sparse", "status=none"]
-    _run([*argv, f"if={part}", f"of={image}", f"seek={start}"])
-    part.unlink()
-
-
-def _install_grub(image: Path, variables: Path, tree: Path, recipe: Recipe) -> None:
-    machine = replace(machines.PHYSICAL, is_uefi=recipe.is_uefi, variables=variables)
     image_of_it, initrd = (next(tree.glob(f"boot/{name}-*")) for name in ("vmlinuz", "initrd.img"))
     arguments = f"root={recipe.root} console=ttyS0 init=/install"
     kernel = Kernel(image_of_it, initrd, arguments)
-    done = machines.boot(machine, [image], recipe.mac, keep=True, kernel=kernel)
+    done = machines.boot(machine, images, recipe.mac, keep=True, kernel=kernel)
     assert done.report == {"installed": 0}, str(done)
 
 
 if __name__ == "__main__":
     workshop = Workshop(Path(sys.argv[1]))
-    for each in recipes.RECIPES:
+    for each in (*recipes.RECIPES, *recipes.MORE_RECIPES):
         sys.stdout.write(f"{workshop.guest(each)}\n")

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.contract.lab_kernel import run_in_lab_kernel
+from tests.vm.layouts import ENCRYPTION
 
 # There is no modprobe for the kernel to ask: what mounting an ESP wants is loaded before.
-_MODULES = ("dm-snapshot", "loop", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1")
+_MODULES = (
+    *("dm-snapshot", "loop", "vfat", "nls_cp437", "nls_ascii", "nls_utf8", "nls_iso8859-1"),
+    *("raid1", *ENCRYPTION),
+)
 
 
 class Nic(NamedTuple):

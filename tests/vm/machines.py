@@ -21,6 +21,7 @@ QEMU = "qemu-system-x86_64"
 OVMF = Path("/usr/share/OVMF")
 _POLL_S = 0.5
 _TAIL = 3000  # characters of the console in messages
+_PROMPT = "Please unlock disk"  # cryptsetup-initramfs
 _CONTROLS = re.compile(r"\x1b(\[[0-9;?=]*[A-Za-z]|[c78])")
 
 # What is on the console of a machine that will not get any further.
@@ -40,7 +41,7 @@ class Machine:
     """``disk`` and ``nic`` are QEMU's device models; ``slot`` is the NIC's place on the bus.
 
     ``variables``: the file with the UEFI firmware's variables; without one they are empty, as in a
-    new VM.
+    new VM.  ``passphrase``: what somebody types on the console when a disk is to be unlocked.
     """
 
     disk: str
@@ -48,6 +49,7 @@ class Machine:
     slot: int
     is_uefi: bool = False
     variables: Path | None = None
+    passphrase: str = ""
 
 
 # The same but for what P2V changes.  The NIC's other slot gives it another predictable name.
@@ -117,23 +119,24 @@ def _boot_once(
         *_firmware(machine, directory, keep=keep),
         *_disks(machine, images, keep=keep),
         *_boot_arguments(kernel),
-        *("-serial", f"file:{console}", "-serial", f"file:{report}"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-serial", f"file:{report}"),
     ]
     started = time.monotonic()
-    with complaint.open("wb") as stderr:
+    with console.open("wb") as screen, complaint.open("wb") as stderr:
         # Its snapshots would go to /var/tmp.
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
+            stdin=subprocess.PIPE,
+            stdout=screen,
             stderr=stderr,
             env={**os.environ, "TMPDIR": str(directory)},
         )
-        try:
-            end = _watch(process, console, started + limit_s)
-        finally:
-            process.kill()
-            process.wait()
+        with process:
+            try:
+                end = _watch(process, console, machine.passphrase, started + limit_s)
+            finally:
+                process.kill()
     seconds = time.monotonic() - started
     assert process.returncode <= 0, _text(complaint)
     # UEFI writes to that port too, before.
@@ -141,16 +144,28 @@ def _boot_once(
     return Boot(end, json.loads(said[-1]) if said else None, _text(console), seconds)
 
 
-def _watch(process: "subprocess.Popen[bytes]", console: Path, deadline: float) -> str:
+def _watch(
+    process: "subprocess.Popen[bytes]", console: Path, passphrase: str, deadline: float
+) -> str:
     while time.monotonic() < deadline:
         try:
             process.wait(_POLL_S)
         except subprocess.TimeoutExpired:
-            if (stuck := stuck_at(_text(console))) is not None:
+            text = _text(console)
+            if (stuck := stuck_at(text)) is not None:
                 return stuck
+            if passphrase and _PROMPT in text:
+                _type(process, passphrase)
+                passphrase = ""
         else:
             return "off"
     return "timeout"
+
+
+def _type(process: "subprocess.Popen[bytes]", line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n".encode())
+    process.stdin.flush()
 
 
 def stuck_at(console: str) -> str | None:

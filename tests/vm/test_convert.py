@@ -13,6 +13,7 @@ import pytest
 
 from p2v_sync.units import KIB, MIB
 from tests.conftest import Tell
+from tests.contract.lab_kernel import ubd
 from tests.vm.conftest import NEEDS_GUESTS
 from tests.vm.guests import Guest
 from tests.vm.lab import Nic, Said, run_in_lab
@@ -35,10 +36,10 @@ def are_equal(one: Path, other: Path) -> bool:
 
 
 class Server(NamedTuple):
-    """A guest on its old machine: a copy of its image, and a directory to work in."""
+    """A guest on its old machine: a copy of its images, and a directory to work in."""
 
     guest: Guest
-    disk: Path
+    disks: list[Path]
     directory: Path
 
     @property
@@ -46,29 +47,41 @@ class Server(NamedTuple):
         return self.directory / "images" / JOB
 
     @property
-    def replica(self) -> Path:
-        return self.images / "ubda.img"
+    def names(self) -> list[str]:
+        """What the lab kernel calls the disks."""
+        return [Path(ubd(number)).name for number in range(len(self.disks))]
+
+    @property
+    def replicas(self) -> list[Path]:
+        return [self.images / f"{name}.img" for name in self.names]
+
+    def is_replicated(self) -> bool:
+        return all(map(are_equal, self.replicas, self.disks))
 
     def convert(self, *options: str) -> list[str]:
-        return ["convert", "/dev/ubda", str(IMAGES), "--job", JOB, *options]
+        sources = [f"/dev/{name}" for name in self.names]
+        keys = ["--key-file", str(self.directory / "key")] if self.guest.recipe.passphrase else []
+        return ["convert", *sources, str(IMAGES), "--job", JOB, *keys, *options]
 
     def run(self, *commands: list[str]) -> list[Said]:
         """P1: nothing is written to the disk, whatever is run."""
-        before = digest(self.disk)
+        before = [*map(digest, self.disks)]
         nics = [Nic(self.guest.recipe.link, self.guest.recipe.mac)]
-        said = run_in_lab([self.disk], commands, self.directory, nics=nics)
+        said = run_in_lab(self.disks, commands, self.directory, nics=nics)
         assert [each.code for each in said] == [0] * len(commands), said[-1].err
-        assert all(each.written == {"ubda": 0} for each in said)
-        assert digest(self.disk) == before
+        assert all(each.written == dict.fromkeys(self.names, 0) for each in said)
+        assert [*map(digest, self.disks)] == before
         return said
 
 
 @pytest.fixture
 def server(guest: Guest, tmp_path: Path) -> Iterator[Server]:
-    disk = tmp_path / "disk.img"
-    subprocess.run(["cp", "--sparse=always", guest.image, disk], check=True)
+    disks = [tmp_path / image.name for image in guest.images]
+    for image, disk in zip(guest.images, disks, strict=True):
+        subprocess.run(["cp", "--sparse=always", image, disk], check=True)
     (tmp_path / "images").mkdir()
-    yield Server(guest, disk, tmp_path)
+    (tmp_path / "key").write_text(guest.recipe.passphrase)
+    yield Server(guest, disks, tmp_path)
     shutil.rmtree(tmp_path)
 
 
@@ -76,18 +89,18 @@ def test_p1_p8_a_converted_guest_runs_on_virtio(server: Server, tell: Tell) -> N
     recipe = server.guest.recipe
     (said,) = server.run(server.convert())
     assert "downgrade" not in said.err, said.err
-    done = boot(server.guest.on(VIRTIO), [server.replica], recipe.mac)
+    done = boot(server.guest.on(VIRTIO), server.replicas, recipe.mac)
     tell(told(done))
-    assert_runs(done, server.guest, root=on_virtio(recipe.root), swap=on_virtio(recipe.swap))
+    assert_runs(done, server.guest, called=on_virtio)
 
-    # Taken back, the image is the disk again; and only what changed there is sent after that.
+    # Taken back, the images are the disks again; and only what changed there is sent after that.
     server.run(["rollback", JOB])
-    assert are_equal(server.replica, server.disk)
-    changed = change_one_percent(server.disk)
+    assert server.is_replicated()
+    changed = change_one_percent(server.disks[0])
     server.run(server.convert("--apply", "qcow2"))
-    assert are_equal(server.replica, server.disk), "an overlay leaves the replica as it is"
+    assert server.is_replicated(), "an overlay leaves the replica as it is"
     (status,) = server.run(["status", JOB, "--json"])
-    sent = json.loads(status.out)["sent"]
+    sent = sum(json.loads(line)["sent"] for line in status.out.splitlines())
     tell(f"{changed // KIB} KiB changed, {sent // KIB} KiB sent again")
     assert sent <= 1.5 * changed + MIB
 
