@@ -76,6 +76,7 @@ def test_what_is_refused_before_anything_is_copied(lab: Lab) -> None:
     lab.fails(2, *convert, "--no-fixups", "--fixups", "own", say="contradict each other")
     lab.fails(2, *convert, "--fixups", "virt-v2v", "--apply", "qcow2", say="leave --apply out")
     lab.fails(3, *convert, "--fixups", "virt-v2v", "--target", "xen", say="for KVM")
+    lab.fails(3, *convert, "--key-file", lab.root / "none", say="none: No such file")
     lab.fails(14, "convert", lab.root / "none", lab.out, say="there is no")
     assert list(lab.out.iterdir()) == []
 
