@@ -13,6 +13,7 @@ from itertools import chain
 
 from p2v_sync.engine.compression import make_compressor
 from p2v_sync.engine.copy import Copy, Disk, Judge
+from p2v_sync.engine.delta import CutoverSession
 from p2v_sync.engine.knowledge import knowledge_of
 from p2v_sync.engine.ports import Dialer, Ledger, Limiter, Source
 from p2v_sync.engine.run import Options, Run
@@ -24,7 +25,7 @@ from p2v_sync.engine.verify import (
     checks_of_sample,
     checks_of_written,
 )
-from p2v_sync.errors import Interrupted, P2vError, TargetLocked, VerifyMismatch
+from p2v_sync.errors import Interrupted, P2vError, TargetLocked, VerifyMismatch, WrongPhase
 from p2v_sync.events import (
     Counters,
     Event,
@@ -155,20 +156,40 @@ class Replication:
         return self._run.generation, self._outcome is not None
 
     def _in_session(self, work: Callable[[Session], None]) -> None:
-        session = Session(self._around.dialer, self._around.limiter)
-        self._session = session
-        self._check_stop()
-        target = session.open(self._request, self._options.streams)
+        session = self._open()
         self._was_connected = True
         try:
-            self._around.judge.check_source(target.source)
-            self._run.adapt_to(target)
+            self._around.judge.check_source(session.target.source)
+            self._run.adapt_to(session.target)
             work(session)
             session.close()
         except BaseException as error:
             session.abort(error)
             session.join_readers()  # none of them may touch run and ledger once the next one does
             raise
+
+    def _open(self) -> Session:
+        try:
+            return self._open_as_requested()
+        except WrongPhase:
+            if not self._request.create or self._request.take_back:
+                raise
+        # P10: the machine that the delta was made for may be another one than this.
+        asked = CutoverSession(self._around.dialer, self._around.limiter)
+        try:
+            asked.open(self._request)
+            self._around.judge.check_source(asked.target.source)
+        finally:
+            asked.hang_up()
+        self._request = replace(self._request, take_back=True)
+        return self._open_as_requested()
+
+    def _open_as_requested(self) -> Session:
+        session = Session(self._around.dialer, self._around.limiter)
+        self._session = session
+        self._check_stop()
+        session.open(self._request, self._options.streams)
+        return session
 
     def _copy_and_verify(self, session: Session) -> None:
         if self._outcome is None or not self._is_as_left(session.target):

@@ -65,6 +65,7 @@ class OpenRequest:
     digest: str | None = None
     source_file: Json | None = None
     create: bool = True
+    take_back: bool = False  # what was applied to the image; only of a disk that is the image's
 
     def to_json(self) -> Json:
         return {
@@ -77,6 +78,7 @@ class OpenRequest:
             "digests": codec.digest_names(),
             "source_file": self.source_file or {},
             "create": self.create,
+            "take_back": self.take_back,
         }
 
 

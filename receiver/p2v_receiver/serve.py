@@ -191,6 +191,7 @@ def _request(message: Json, cutover: bool) -> Request:
         source_file=wire.get(message, "source_file", dict),
         create=wire.get(message, "create", bool) and not cutover,
         cutover=cutover,
+        take_back=message.get("take_back") is True,
     )
 
 

@@ -57,6 +57,7 @@ class Request(NamedTuple):
     source_file: Json  # boot id, dev, ino / rdev of the source, to notice source = target
     create: bool  # False: the image must be there (verify)
     cutover: bool = False  # what was applied stays so; nothing will be written to the replica
+    take_back: bool = False  # what was applied in place may be taken back
 
 
 class Opened(NamedTuple):
@@ -340,7 +341,9 @@ class Opener:
             self._notes.append("the qcow2 overlay is moved aside when the pass begins")
         if cutover is None or self._request.cutover or cutover.phase == QCOW2:
             return
-        if cutover.phase == APPLIED and not self._request.create:
+        request = self._request
+        may_go = request.take_back if request.create else cutover.phase != APPLIED
+        if not may_go:
             raise phase_error(
                 "{} is cut over: its delta is applied".format(image.path),
                 "take it back first: p2v-sync rollback",

@@ -130,6 +130,7 @@ class Bench:
             run="run",
             source_file={},
             create=True,
+            take_back=True,
         )
         return request._replace(**changes)
 

@@ -1,5 +1,6 @@
 """Cutover and rollback of a job as the commands do it, with a receiver that is a process."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from p2v_sync.errors import (
     ProtocolError,
     TargetFull,
     TargetRefused,
+    TargetTaken,
     WrongPhase,
 )
 from p2v_sync.events import Event, Notice, PassFinished
@@ -46,9 +48,9 @@ CHUNKS = [(0, block_of("new")), (BLOCK, bytes(BLOCK)), (MIB, block_of("far"))]
 class Machine:
     """A disk that was synced to a directory."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, content: bytes) -> None:
         self.source = place / "sda.img"
-        self.source.write_bytes(patterned(2))
+        self.source.write_bytes(content)
         self.state = place / "state"
         self.image = place / "target" / "web" / "sda.img"
         self.events: list[Event] = []
@@ -99,7 +101,7 @@ class Machine:
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     with ram_directory() as place:
-        yield Machine(place)
+        yield Machine(place, patterned(2))
 
 
 def test_p8_cut_over_taken_back_and_nothing_is_sent_again(machine: Machine) -> None:
@@ -123,6 +125,20 @@ def test_p8_cut_over_taken_back_and_nothing_is_sent_again(machine: Machine) -> N
     assert machine.delta() is None
     with machine.cutover() as job, pytest.raises(WrongPhase, match="earlier pass"):
         job.apply(IN_PLACE)
+
+
+def test_p10_another_disk_takes_nothing_back() -> None:
+    with ram_directory() as place:
+        machine = Machine(place, os.urandom(3 * MIB))
+        with machine.cutover() as job:
+            job.send_delta("sda", CHUNKS, BLOCK)
+            job.apply(IN_PLACE)
+        shutil.rmtree(machine.state)
+        machine.source.write_bytes(os.urandom(3 * MIB))
+        before = machine.image.read_bytes()
+        with pytest.raises(TargetTaken, match="copy of another disk"):
+            machine.sync()
+        assert machine.image.read_bytes() == before
 
 
 def test_the_commands(machine: Machine) -> None:
