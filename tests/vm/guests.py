@@ -5,8 +5,6 @@ file systems filled by mke2fs; volumes made in the lab kernel; and one boot that
 Needs root, and no device of this machine.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import random
@@ -14,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.contract.lab_kernel import run_in_lab_kernel
 from tests.vm import machines, recipes
+from tests.vm.cache import made_once
 from tests.vm.machines import Kernel, Machine
 from tests.vm.recipes import MIB, Recipe
 
@@ -47,55 +46,32 @@ class Guest:
 
 
 class Workshop:
-    """Builds what the cache does not have, one process at a time."""
+    """Builds what the cache does not have."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        cache.mkdir(parents=True, exist_ok=True)
 
     def guest(self, recipe: Recipe) -> Guest:
         sources = [_HERE / f"{name}.py" for name in ("guests", "recipes", "volumes")]
-        key = _digest(repr(recipe), *(path.read_text() for path in sources))
-        directory = self._cache / f"guest-{recipe.name}-{key}"
-        with self._kept(directory) as new:
-            if new is not None:
-                _build(recipe, self._base(), new)
+        directory = made_once(
+            self._cache,
+            f"guest-{recipe.name}",
+            (repr(recipe), *(path.read_text() for path in sources)),
+            lambda new: _build(recipe, self._base(), new),
+        )
         variables = directory / "variables.fd"
         return Guest(recipe, directory / "disk.img", variables if recipe.is_uefi else None)
 
     def _base(self) -> Path:
         wanted = (recipes.SUITE, *recipes.PACKAGES, *recipes.LEFT_OUT)
-        directory = self._cache / f"base-{_digest(*wanted)}"
-        with self._kept(directory) as new:
-            if new is not None:
-                left_out = (f"--dpkgopt=path-exclude={each}" for each in recipes.LEFT_OUT)
-                include = f"--include={','.join(recipes.PACKAGES)}"
-                argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include]
-                _run([*argv, *left_out, recipes.SUITE, str(new / "base.tar.zst")])
-        return directory / "base.tar.zst"
-
-    @contextlib.contextmanager
-    def _kept(self, directory: Path) -> Iterator[Path | None]:
-        """A new directory to fill, which then gets its name; None when it is there already.
-
-        Its predecessors, made from an older recipe, are removed.
-        """
-        kind = directory.name.rpartition("-")[0]
-        with (self._cache / f"{kind}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if directory.exists():
-                yield None
-                return
-            for old in self._cache.glob(f"{kind}-*"):
-                shutil.rmtree(old)
-            new = self._cache / f"{directory.name}-new"
-            new.mkdir()
-            yield new
-            new.rename(directory)
+        return made_once(self._cache, "base", wanted, _make_base) / "base.tar.zst"
 
 
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+def _make_base(directory: Path) -> None:
+    left_out = (f"--dpkgopt=path-exclude={each}" for each in recipes.LEFT_OUT)
+    include = f"--include={','.join(recipes.PACKAGES)}"
+    argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include]
+    _run([*argv, *left_out, recipes.SUITE, str(directory / "base.tar.zst")])
 
 
 def _run(argv: Sequence[str], *, stdin: str = "", **environ: str) -> str:
