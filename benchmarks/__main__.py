@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> Results:
 
 def conditions(options: argparse.Namespace) -> dict[str, object]:
     """What a reader must know to judge the figures."""
-    argv = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(options.dir)]
+    argv = ["findmnt", "--first-only", "-no", "FSTYPE", "--target", str(options.dir)]
     file_system = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.now(UTC).date().isoformat(),

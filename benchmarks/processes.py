@@ -50,7 +50,6 @@ class Program:
             stderr=self._errors,
             start_new_session=True,
         )
-        self._limit = self._kill_after(_LIMIT_S)
 
     @property
     def pid(self) -> int:
@@ -61,15 +60,9 @@ class Program:
         self._output.seek(0)
         return self._output.read().decode()
 
-    def _kill_after(self, seconds: float) -> threading.Timer:
-        timer = threading.Timer(seconds, os.killpg, (self.pid, signal.SIGKILL))
-        timer.daemon = True
-        timer.start()
-        return timer
-
     def wait(self) -> None:
         """Until it ends by itself.  Raises Failed unless all went well."""
-        self._reap()
+        self._reap(_LIMIT_S)
         if self.status:
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").strip().splitlines()
@@ -78,20 +71,22 @@ class Program:
             raise Failed(f"{self.argv[0]}: {reason}: {' / '.join(said[-3:])}")
 
     def stop(self) -> None:
-        """Ask it to end, and see to it."""
+        """Ask it to end, and see to it; it may have ended long ago."""
         if self.status is None:
-            self._limit.cancel()
-            self._limit = self._kill_after(_END_S)
-            self._popen.terminate()
-            self._reap()
+            os.kill(self.pid, signal.SIGTERM)  # Popen.terminate would reap one that has ended
+            self._reap(_END_S)
 
-    def _reap(self) -> None:
+    def _reap(self, limit_s: float) -> None:
+        """Wait for it; after ``limit_s`` it is killed."""
         if self.status is not None:
             return
+        limit = threading.Timer(limit_s, os.killpg, (self.pid, signal.SIGKILL))
+        limit.daemon = True
+        limit.start()
         # While it is a zombie nobody else can have its number, so only its own group is killed.
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         self.seconds = time.monotonic() - self._began
-        self._limit.cancel()
+        limit.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)

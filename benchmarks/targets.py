@@ -100,7 +100,7 @@ _SAMPLE = 32 * MIB
 TARGETS = (
     _ratio("first copy, tcp plaintext", "first-copy", "p2v-sync plaintext", 0.75, "nbdkit+nbdcopy"),
     _ratio(
-        "first copy, tcp plaintext, not read back",
+        "first copy, not read back",
         "first-copy",
         "p2v-sync plaintext --verify none",
         0.75,

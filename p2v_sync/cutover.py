@@ -5,6 +5,7 @@ The receiver's manifest is the authority on what became of a delta; the ledger n
 
 import contextlib
 import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,22 @@ from typing import Self
 from p2v_sync.config import Connection
 from p2v_sync.engine.delta import Chunk, CutoverSession, Kept, Status
 from p2v_sync.engine.session import OpenRequest
-from p2v_sync.errors import ConfigError, WrongPhase
+from p2v_sync.errors import ConfigError, FixupError, TargetIOError, WrongPhase
 from p2v_sync.events import Notice, Observer
 from p2v_sync.state.ledger import DiskPlace, JobLedger, Ledger
 from p2v_sync.state.lock import job_lock
 from p2v_sync.transport.address import parse_target
 from p2v_sync.transport.dialer import Ask, make_dialer
 from p2v_sync.transport.throttle import Throttle
-from p2v_sync.units import format_size
+from p2v_sync.units import format_duration, format_size
 
 IN_PLACE, QCOW2 = "in-place", "qcow2"
+VIRT_V2V = "virt-v2v"
 _PHASES = {"applied": IN_PLACE, "qcow2": QCOW2}
+_CONVERTER = "virt-v2v-in-place"
+_START_WITHIN_S = 120.0
+_CONVERT_WITHIN_S = 24 * 3600.0
+_SAY_EVERY_S = 60.0  # that a conversion is not done yet
 
 # Hypervisor → its program, and the end of the definition's name.
 _HYPERVISORS = {
@@ -175,7 +181,7 @@ class JobCutover:
             with self._session(disk) as session:
                 before = session.status()
                 kept = session.roll_back()
-            if not before.phase:
+            if not before.phase and not kept:
                 self._notice("nothing was applied: the image is the replica", disk)
                 continue
             said = f"; the overlay is kept as {kept}" if kept else ""
@@ -197,8 +203,56 @@ class JobCutover:
             for what in {"kvm": ("define", "start"), "xen": ("start",)}.get(
                 hypervisor, ("define",)
             ):
-                said = session.run(hypervisor, what, name)
+                said = self._run_program(session, (hypervisor, what, name), _START_WITHIN_S)
                 self._notice(f"{what} {name} on {hypervisor}: {said or 'done'}")
+
+    def _run_program(
+        self, session: CutoverSession, command: tuple[str, str, str], within_s: float
+    ) -> str:
+        """What the program said.  It ends with the session, whatever ends that."""
+        hypervisor, what, name = command
+        begun_s = said_s = time.monotonic()
+        while (output := session.run(hypervisor, what, name)) is None:
+            now_s = time.monotonic()
+            if now_s - begun_s > within_s:
+                raise TargetIOError(
+                    f"{what} {name} on {hypervisor} did not end within {within_s:.0f} s",
+                    hint="see to it on the host",
+                )
+            if now_s - said_s >= _SAY_EVERY_S:
+                said_s = now_s
+                duration = format_duration(now_s - begun_s)
+                self._notice(f"{hypervisor} has been at work for {duration}")
+        return output
+
+    # virt-v2v
+
+    def convert(self, name: str) -> bool:
+        """Have virt-v2v convert ``name`` above the replicas, by the script that is kept there.
+
+        False: it can't be run from here.  Raises FixupError when it fails.
+        """
+        self._check_replicas()
+        with self._session(self.disks[0]) as session:
+            if _CONVERTER not in session.status().programs:
+                return False
+            try:
+                self._run_program(session, (VIRT_V2V, "convert", name), _CONVERT_WITHIN_S)
+            except TargetIOError as error:
+                raise FixupError(
+                    f"virt-v2v did not convert {name}: {error.message}",
+                    hint="the replica is whole, and the same command tries again",
+                ) from error
+        for disk in self.disks:
+            self._note(disk, VIRT_V2V, f"converted by virt-v2v in {disk}.qcow2, above the replica")
+        return True
+
+    def _check_replicas(self) -> None:
+        """P8, P11: what is converted lies above them."""
+        self.require_quiesced()
+        for disk in self.disks:
+            status = self.status(disk)
+            self._check(disk, status, "")
 
 
 def _size(kept: Kept) -> str:

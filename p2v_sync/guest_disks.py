@@ -14,17 +14,21 @@ from p2v_sync.device.storage import Storage
 from p2v_sync.errors import FixupError, OverlayError
 from p2v_sync.fixup import apply as application
 from p2v_sync.fixup.catalogue import FIXUPS
+from p2v_sync.fixup.crypttab import CRYPTTAB, with_opened_names
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.guest import Guest
 from p2v_sync.fixup.identity import believed_clock
+from p2v_sync.fixup.initramfs import regenerate
 from p2v_sync.fixup.initramfs.drivers import states
 from p2v_sync.fixup.inspect import inspect
 from p2v_sync.fixup.inspect.blockers import is_system
+from p2v_sync.fixup.inspect.reader import Reader
 from p2v_sync.fixup.mounting import mount_guest
 from p2v_sync.fixup.plan import Context, Plan, Severity, Target
 from p2v_sync.fixup.roots import find_roots, volume_name
 from p2v_sync.fixup.runner import make_plan
 from p2v_sync.fixup.tree import Tree
+from p2v_sync.overlay.luks import VARIABLE, Keys
 from p2v_sync.overlay.mounting import OverlayMounter
 from p2v_sync.overlay.snapshot import (
     MOUNTS,
@@ -46,6 +50,9 @@ class Look:
     storage: Storage
     machine: Machine
     problems: tuple[str, ...] = ()
+
+    def context(self, target: Target) -> Context:
+        return Context(self.guest, self.storage, self.machine, target)
 
 
 @contextmanager
@@ -93,16 +100,19 @@ def look_at_directory(tree: Tree, storage: Storage, machine: Machine) -> Look:
 
 
 @contextmanager
-def mounted(overlays: Sequence[Overlay], *, writable: bool) -> Iterator[tuple[Tree, Look]]:
+def mounted(
+    overlays: Sequence[Overlay], keys: Keys, *, writable: bool
+) -> Iterator[tuple[Tree, Look]]:
     """The guest of these disks, mounted inside the ``with`` and taken down after it.
 
-    Raises FixupError when there is none or its root can't be mounted, OverlayError, CommandError.
+    ``keys``: for what is encrypted.  Raises FixupError when there is none or its root can't be
+    mounted, OverlayError, CommandError.
     """
     machine = read_machine(disks={overlay.disk for overlay in overlays})
     ids = {disk.name: [f"disk/{each}" for each in disk.ids] for disk in machine.disks}
     point = MOUNTS / "guest"
     point.mkdir(parents=True, exist_ok=True)
-    with assembled(overlays, ids=ids) as assembly:
+    with assembled(overlays, ids=ids, keys=keys) as assembly:
         mounter = OverlayMounter(assembly.storage)
         try:
             storage = assembly.storage
@@ -113,13 +123,14 @@ def mounted(overlays: Sequence[Overlay], *, writable: bool) -> Iterator[tuple[Tr
                     "no operating system was found on "
                     + ", ".join(str(overlay.origin) for overlay in overlays)
                     + "".join(f"; {problem}" for problem in problems[:3]),
-                    hint="the disks can be copied all the same, with --no-fixups",
+                    hint=_hint_without_system(storage),
                 )
             for other in roots.others:
                 where = volume_name(other.volume)
                 problems.append(f"another system, on {where}, is copied and not converted")
             problems += mount_guest(roots.chosen, storage, mounter, point, writable=writable)
             with Tree(point) as tree:
+                storage = with_opened_names(storage, Reader(tree).text(CRYPTTAB))
                 look = look_at_directory(tree, storage, machine)
                 yield tree, replace(look, problems=tuple(problems))
         except BaseException:
@@ -129,9 +140,17 @@ def mounted(overlays: Sequence[Overlay], *, writable: bool) -> Iterator[tuple[Tr
         mounter.unmount_all()
 
 
+def _hint_without_system(storage: Storage) -> str:
+    """What to do when no system was found."""
+    hint = "the disks can be copied all the same, with --no-fixups"
+    if any(volume.kind == "crypto_LUKS" for volume in storage):
+        return f"give the key of what is encrypted, with --key-file FILE or {VARIABLE}; {hint}"
+    return hint
+
+
 def plan_for(tree: Tree, look: Look, target: Target) -> Plan:
     """What all fix-ups would do.  Writes nothing."""
-    return make_plan(tree, Context(look.guest, look.storage, look.machine, target), FIXUPS)
+    return make_plan(tree, look.context(target), FIXUPS)
 
 
 def check_possible(plan: Plan) -> None:
@@ -142,28 +161,47 @@ def check_possible(plan: Plan) -> None:
             raise FixupError(finding.text, hint=hint)
 
 
-def inspect_disks(overlays: Sequence[Overlay]) -> Look:
+def inspect_disks(overlays: Sequence[Overlay], keys: Keys) -> Look:
     """Look at the guest; nothing is written, not even to the overlays."""
-    with mounted(overlays, writable=False) as (_, look):
+    with mounted(overlays, keys, writable=False) as (_, look):
         return look
 
 
-def plan_disks(overlays: Sequence[Overlay], target: Target) -> tuple[Look, Plan]:
+def plan_disks(overlays: Sequence[Overlay], target: Target, keys: Keys) -> tuple[Look, Plan]:
     """Look, and plan; nothing is written, not even to the overlays."""
-    with mounted(overlays, writable=False) as (tree, look):
-        return look, plan_for(tree, look, target)
+    with mounted(overlays, keys, writable=False) as (tree, look):
+        plan = plan_for(tree, look, target)
+        return look, regenerate.announced(Draft(tree), look.context(target), plan)
 
 
-def fix_disks(overlays: Sequence[Overlay], target: Target, run: str) -> tuple[Look, Plan]:
+def fix_disks(
+    overlays: Sequence[Overlay], target: Target, keys: Keys, run: str
+) -> tuple[Look, Plan]:
     """Plan and apply on the overlays.  ``run``: what the guest's record calls this application.
 
     Raises FixupError, OverlayFull when the changes did not fit (nothing of them may be used then).
     """
-    with mounted(overlays, writable=True) as (tree, look):
+    with mounted(overlays, keys, writable=True) as (tree, look):
         plan = plan_for(tree, look, target)
         check_possible(plan)
         application.apply(tree, plan.edits, run)
+        new = regenerate.regenerate_all(tree, look.context(target), lambda: _room(overlays))
+        if new:
+            # The drivers are elsewhere now, and other files may have to go in again.
+            look = replace(
+                look_at_directory(tree, look.storage, look.machine), problems=look.problems
+            )
+            again = plan_for(tree, look, target)
+            application.apply(tree, again.edits, run)
+            plan = regenerate.replanned(plan, again, new)
     for overlay in overlays:
         check_usable(overlay)
         check_untouched(overlay)
     return look, plan
+
+
+def _room(overlays: Sequence[Overlay]) -> int:
+    """Bytes that a new file may have: that much again goes into the old one, if it is put back, and
+    into what the file system writes besides."""
+    usages = [check_usable(overlay) for overlay in overlays]
+    return min(usage.total - usage.used for usage in usages) // 3

@@ -118,7 +118,7 @@ class Process:
 def capture(
     argv: Sequence[str],
     *,
-    stdin: str = "",
+    stdin: str | bytes = "",
     timeout_s: float = 60.0,
     statuses: Container[int] = (0,),
     environ: Mapping[str, str] | None = None,
@@ -131,10 +131,8 @@ def capture(
     try:
         done = subprocess.run(
             argv,
-            input=stdin,
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
-            text=True,
-            errors="replace",
             timeout=timeout_s,
             env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
             check=False,
@@ -144,9 +142,10 @@ def capture(
     except subprocess.TimeoutExpired as error:
         raise CommandError(f"{argv[0]} did not end within {timeout_s:.0f} s") from error
     if done.returncode not in statuses:
-        tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        tail = "\n".join(said[-_TAIL_LINES:])
         raise CommandError(f"{argv[0]} failed with status {done.returncode}: {tail}")
-    return done.stdout
+    return done.stdout.decode(errors="replace")
 
 
 def capture_start(argv: Sequence[str], most: int, *, timeout_s: float = 60.0) -> bytes:

@@ -11,7 +11,14 @@ from typing import Any
 
 import click
 
-from p2v_sync.cli.options import PATH, check_guest, disks_argument, root_option
+from p2v_sync.cli.ask import volume_keys
+from p2v_sync.cli.options import (
+    PATH,
+    check_guest,
+    disks_argument,
+    key_files_option,
+    root_option,
+)
 from p2v_sync.device.machine import Machine
 from p2v_sync.device.storage import NOTHING_KNOWN, Storage
 from p2v_sync.errors import ConfigError
@@ -44,6 +51,7 @@ class _Asked:
     root: Path | None
     facts: Path | None
     target: Target
+    key_files: tuple[Path, ...]
 
 
 def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,7 +61,7 @@ def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
     def run(disks: tuple[Path, ...], root: Path | None, facts: Path | None, **others: Any) -> None:
         check_guest(disks, root)
         target = Target(Hypervisor(others.pop("target")), Bus(others.pop("bus")))
-        command(_Asked(disks, root, facts, target), **others)
+        command(_Asked(disks, root, facts, target, others.pop("key_files")), **others)
 
     for option in (
         click.option(
@@ -74,6 +82,7 @@ def _guest_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Path(path_type=Path),
             help="With --root: the guest's disks and machine, as inspect --json says them.",
         ),
+        key_files_option,
         root_option,
         disks_argument,
     ):
@@ -93,8 +102,9 @@ def _plan(asked: _Asked) -> Plan:
     if asked.root is not None:
         with _in_directory(asked, asked.root) as (_, plan):
             return plan
+    keys = volume_keys(asked.key_files)
     with overlays_over(asked.disks) as overlays:
-        look, plan = plan_disks(overlays, asked.target)
+        look, plan = plan_disks(overlays, asked.target, keys)
     return _with_problems(plan, look)
 
 
@@ -107,7 +117,7 @@ def _apply(asked: _Asked) -> Plan:
             return plan
     # Not on ones that would be gone a moment later.
     overlays = list_overlays([str(disk) for disk in asked.disks])
-    look, plan = fix_disks(overlays, asked.target, run)
+    look, plan = fix_disks(overlays, asked.target, volume_keys(asked.key_files), run)
     return _with_problems(plan, look)
 
 

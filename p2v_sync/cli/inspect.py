@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from p2v_sync.cli.options import check_guest, disks_argument, root_option
+from p2v_sync.cli.ask import volume_keys
+from p2v_sync.cli.options import check_guest, disks_argument, key_files_option, root_option
 from p2v_sync.device.attributes import clean
 from p2v_sync.device.machine import Machine
 from p2v_sync.device.storage import NOTHING_KNOWN
@@ -35,16 +36,20 @@ def to_json(look: Look) -> dict[str, Any]:
 @click.command("inspect")
 @disks_argument
 @root_option
+@key_files_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def inspect(disks: tuple[Path, ...], root: Path | None, as_json: bool) -> None:
+def inspect(
+    disks: tuple[Path, ...], root: Path | None, key_files: tuple[Path, ...], as_json: bool
+) -> None:
     """Show what would be converted.  Nothing is written or run."""
     check_guest(disks, root)
     if root is not None:
         with Tree(root) as tree:
             look = look_at_directory(tree, NOTHING_KNOWN, Machine())
     else:
+        keys = volume_keys(key_files)
         with overlays_over(disks) as overlays:
-            look = inspect_disks(overlays)
+            look = inspect_disks(overlays, keys)
     if as_json:
         click.echo(json.dumps(to_json(look)))
         return

@@ -62,6 +62,16 @@ root_option = click.option(
 )
 
 
+key_files_option = click.option(
+    "--key-file",
+    "key_files",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="A key or passphrase of encrypted volumes (LUKS); may be given several times.",
+)
+
+
 def check_guest(disks: tuple[Path, ...], root: Path | None) -> None:
     """Either disks or a directory.  Raises click.UsageError."""
     if bool(disks) == (root is not None):

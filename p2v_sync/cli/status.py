@@ -16,6 +16,7 @@ _DELTAS = {
     "sent": "sent, not applied",
     "in-place": "applied in place",
     "qcow2": "applied as a qcow2",
+    "virt-v2v": "converted by virt-v2v, as a qcow2",
 }
 
 

@@ -39,6 +39,11 @@ class Volume:
         return self.disk
 
 
+def opened_name(uuid: str) -> str:
+    """What an encrypted volume's content is called below /dev when only its UUID is known."""
+    return f"mapper/luks-{uuid}"
+
+
 @dataclass(frozen=True)
 class Storage:
     """All of the guest's volumes, on the disks that are copied."""

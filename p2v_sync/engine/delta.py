@@ -38,6 +38,8 @@ class Status:
     programs: tuple[str, ...]  # that define and start machines there
     files: tuple[str, ...]  # definitions that are kept there
     directory: str  # of the images, absolute
+    reached: int | None = None  # segments up to the last one that is known; None: it doesn't say
+    since: int | None = None  # when the manifest was written, seconds since 1970
 
     @classmethod
     def from_json(cls, message: Json) -> "Status":
@@ -53,7 +55,13 @@ class Status:
             programs=tuple(map(printable, wire.get_names(message, "programs"))),
             files=tuple(map(printable, wire.get_names(message, "files"))),
             directory=wire.get(message, "directory", str),
+            reached=_get_optional(message, "reached"),
+            since=_get_optional(message, "since"),
         )
+
+
+def _get_optional(message: Json, name: str) -> int | None:
+    return wire.get_int(message, name) if name in message else None
 
 
 def _kept(message: Json) -> Kept:
@@ -99,6 +107,12 @@ class CutoverSession:
             self.target = Target.from_json(message, request.size)
         except wire.ProtocolError as error:
             raise ProtocolError(str(error)) from error
+
+    def hang_up(self) -> None:
+        """Part without a word: ``listen --once`` ends after the first session that is closed."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     def close(self) -> None:
         """Part in due form, as far as that is possible after a failure."""
@@ -181,14 +195,17 @@ class CutoverSession:
         return printable(kept) if isinstance(kept, str) else ""
 
     def put(self, name: str, content: bytes) -> None:
-        """Keep a definition (.xml .cfg .sh .yaml .json, 1 MiB at most) beside the images."""
+        """Keep a file (.xml .cfg .sh .yaml .json .log, 1 MiB at most) beside the images."""
         self._act("put", {"name": name}, content)
 
-    def run(self, hypervisor: str, what: str, name: str) -> str:
-        """``what``: "define" or "start"; returns what the program there said."""
+    def run(self, hypervisor: str, what: str, name: str) -> str | None:
+        """Define, start or convert; returns what the program there said.
+
+        None: it is not done after some seconds, and goes on; ask again.  It ends with the session.
+        """
         fields = {"hypervisor": hypervisor, "what": what, "name": name}
         answer = self._act("run", fields).get("output")
-        return printable(answer) if isinstance(answer, str) else ""
+        return printable(answer) if isinstance(answer, str) else None
 
 
 def _send(channel: Channel, kind: FrameType, meta: bytes, body: memoryview | bytes) -> None:

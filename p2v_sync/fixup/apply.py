@@ -261,7 +261,7 @@ def _put(tree: Tree, path: str, wanted: State, labels: Labels) -> None:
 def _rewrite(tree: Tree, path: str, wanted: Content, now: Status) -> None:
     with tree.writable(path) as fd:
         if (wanted.mode, wanted.uid, wanted.gid) != (now.permissions, now.uid, now.gid):
-            _own(fd, wanted.mode, wanted.uid, wanted.gid)
+            own(fd, wanted.mode, wanted.uid, wanted.gid)
         _write(fd, wanted.data, 0)
 
 
@@ -299,13 +299,13 @@ def _create(tree: Tree, path: str, wanted: State, label: bytes | None) -> None:
             case Directory(mode):
                 os.mkdir(name, mode, dir_fd=directory)
                 with tree.directory(path) as fd:
-                    _own(fd, mode, 0, 0)
-                    _label(fd, tree.label(parent))
+                    own(fd, mode, 0, 0)
+                    set_label(fd, tree.label(parent))
             case Content():
                 label = label or _label_beside(tree, parent)
                 with _new_file(directory, name) as fd:
-                    _own(fd, wanted.mode, wanted.uid, wanted.gid)
-                    _label(fd, label)
+                    own(fd, wanted.mode, wanted.uid, wanted.gid)
+                    set_label(fd, label)
                     _write(fd, wanted.data, 0)
         os.fsync(directory)
 
@@ -320,7 +320,7 @@ def _new_file(directory: int, name: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _own(fd: int, mode: int, uid: int, gid: int) -> None:
+def own(fd: int, mode: int, uid: int, gid: int) -> None:
     try:
         if os.geteuid() == 0:
             os.fchown(fd, uid, gid)
@@ -341,7 +341,7 @@ def _label_beside(tree: Tree, parent: str) -> bytes | None:
     return tree.label(parent)
 
 
-def _label(fd: int, label: bytes | None) -> None:
+def set_label(fd: int, label: bytes | None) -> None:
     if label is None:
         return
     try:

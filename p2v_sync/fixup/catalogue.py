@@ -20,6 +20,7 @@ from p2v_sync.fixup import (
     network_names,
     services,
     uefi_fallback,
+    xen_console,
 )
 from p2v_sync.fixup.initramfs.aliases import Aliases
 from p2v_sync.fixup.initramfs.drivers import InitramfsDrivers
@@ -43,6 +44,7 @@ FIXUPS: tuple[Fixup, ...] = (
     *default_kernel.FIXUPS,
     *kernel_parameters.FIXUPS,
     *console.FIXUPS,
+    *xen_console.FIXUPS,
     # network
     *network_names.FIXUPS,
     *network_configs.FIXUPS,

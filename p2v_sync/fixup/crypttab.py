@@ -1,8 +1,9 @@
 """F03: /etc/crypttab, where a wrong name can destroy a partition: random keys make new swap."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
-from p2v_sync.device.storage import Storage
+from p2v_sync.device.storage import Storage, opened_name
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.evidence import known_storage
 from p2v_sync.fixup.guest import Guest, Init
@@ -11,6 +12,8 @@ from p2v_sync.fixup.names import depends_on_bus, has_unique_uuid, resolve
 from p2v_sync.fixup.plan import Context, Finding, Fixup, Severity
 
 CRYPTTAB = "/etc/crypttab"
+# Debian's own copy in an initramfs: the volumes that are needed early, and their keys there.
+BAKED = "cryptroot/crypttab"
 _RANDOM = ("/dev/urandom", "/dev/random", "/dev/hwrng")
 _HARDWARE = ("tpm2-device", "fido2-device", "pkcs11-uri")
 
@@ -72,6 +75,35 @@ class Crypttab:
         if colon and storage.is_complete and resolve(device, storage) is None:
             text = f"{CRYPTTAB}: the key of {said[0]} is on {device}, which is not copied"
             yield Finding(self.key, Severity.WARNING, text, "have a passphrase at hand")
+
+
+def with_opened_names(storage: Storage, crypttab: str) -> Storage:
+    """``storage``, where what was opened has the names that the guest's crypttab gives it."""
+    more: dict[str, tuple[str, ...]] = {}  # the name that it has already → further ones
+    for said in [fields(line) for line in split_lines(crypttab) if not is_comment(line)]:
+        volume = resolve(said[1], storage) if len(said) > 1 else None
+        if volume is not None and volume.kind == "crypto_LUKS":
+            names = (f"mapper/{said[0]}", f"disk/by-id/dm-name-{said[0]}")
+            more[opened_name(volume.uuid)] = names
+    volumes = []
+    for volume in storage:
+        new = next((more[alias] for alias in volume.aliases if alias in more), ())
+        volumes.append(replace(volume, aliases=(*volume.aliases, *new)))
+    return replace(storage, volumes=tuple(volumes))
+
+
+def with_lasting_sources(baked: str, crypttab: str) -> str:
+    """BAKED, where what a bus names is called as in ``crypttab``, if that name does not change."""
+    said = [fields(line) for line in split_lines(crypttab) if not is_comment(line)]
+    sources = {each[0]: each[1] for each in said if len(each) > 1}
+
+    def changed(line: str) -> str:
+        name, source = (*fields(line), "", "")[:2]
+        if is_comment(line) or not depends_on_bus(source):
+            return line
+        return replace_field(line, 1, sources.get(name, source))
+
+    return "".join(map(changed, split_lines(baked)))
 
 
 def _has_random_key(said: list[str]) -> bool:

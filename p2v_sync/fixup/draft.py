@@ -13,6 +13,10 @@ from typing import NamedTuple
 
 from p2v_sync.errors import GuestFileError
 from p2v_sync.fixup.tree import TEXT_MOST, Status, Tree, split
+from p2v_sync.units import KIB, MIB
+
+_BLOCK = 4 * KIB
+_SPARE = MIB  # is left free, also for what file systems need besides
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,20 @@ def renames_in(edits: Sequence[Edit]) -> dict[str, str]:
     return found
 
 
+def _growth(edit: Edit) -> int:
+    """Bytes that it takes on its file system; those of a name are taken for a block."""
+    return _space(edit.after) - _space(edit.before)
+
+
+def _space(state: State) -> int:
+    match state:
+        case Content(data) | Appended(_, data):
+            return (1 + -(-len(data) // _BLOCK)) * _BLOCK
+        case None:
+            return 0
+    return _BLOCK
+
+
 class Draft:
     """A guest's files as they are, and above them what was planned.
 
@@ -87,6 +105,7 @@ class Draft:
         self.tree = tree
         self._edits: dict[str, Edit] = {}
         self._for_initramfs: dict[str, bytes] = {}
+        self._free: dict[str, tuple[int, int]] = {}  # directory → device number, bytes
         self._fixup = ""
 
     @contextmanager
@@ -231,6 +250,39 @@ class Draft:
                 if fnmatch.fnmatchcase(name, part)
             ]
         return [path for path in found if self.exists(path) or self.is_link(path)]
+
+    # Room
+
+    def room(self, path: str) -> int:
+        """Bytes that a file may grow by, besides what is drafted for its file system."""
+        device, free = self._free_at(path)
+        return free - self._drafted().get(device, 0) - _SPARE
+
+    def overfilled(self) -> str:
+        """A path that is to grow where there is too little room; '' when all fits."""
+        drafted = self._drafted()
+        for edit in reversed(self._edits.values()):  # what came last is too much
+            device, free = self._free_at(edit.path)
+            if _growth(edit) > 0 and drafted[device] > free - _SPARE:
+                return edit.path
+        return ""
+
+    def _drafted(self) -> dict[int, int]:
+        """Device number → bytes by which all that is drafted grows."""
+        found: dict[int, int] = {}
+        for edit in self._edits.values():
+            device, _ = self._free_at(edit.path)
+            found[device] = found.get(device, 0) + _growth(edit)
+        return found
+
+    def _free_at(self, path: str) -> tuple[int, int]:
+        parent = split(path)[0]
+        if parent not in self._free:
+            try:
+                self._free[parent] = self.tree.free_space(parent)
+            except FileNotFoundError:  # it exists in the draft only
+                self._free[parent] = self._free_at(parent)
+        return self._free[parent]
 
     # Writing
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from p2v_sync.errors import FixupError
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.lines import is_comment, split_lines
+from p2v_sync.fixup.names import depends_on_bus, lasting_spec, resolve
 from p2v_sync.fixup.plan import Context, Finding, Fixup, Severity
 from p2v_sync.units import KIB
 
@@ -28,8 +29,35 @@ _USERS_OF_IDS = {
     "/etc/vdoconf.yml": "VDO finds its disks by id",
     "/etc/drbd.d/*.res": "DRBD finds its disks by name",
     "/etc/zfs/zpool.cache": "ZFS finds its disks by id: zpool import -d /dev/disk/by-partuuid",
+    "/etc/target/saveconfig.json": "LIO finds the disks that it exports by id or name",
 }
+_RAW_BINDINGS = ("/etc/sysconfig/rawdevices", "/etc/raw")
+_RAW = re.compile(r"(?P<raw>(?:/dev/raw/)?raw\d+)(?:\s+|:)(?P<name>[\w/-]+)", re.ASCII)
 _SERIAL_RULE = re.compile(r"^[^#\n]*\b(?:ID_SERIAL|ID_WWN|scsi_id)\b", re.MULTILINE)
+
+
+class RawDevices:
+    """F13: raw(8) binds by name, and knows no others."""
+
+    key = "F13-raw-devices"
+
+    def plan(self, draft: Draft, context: Context) -> Iterator[Finding]:
+        for path in _RAW_BINDINGS:
+            for line in split_lines(_text(draft, path)):
+                found = None if is_comment(line) else _RAW.match(line.strip())
+                if found is None:
+                    continue
+                name = f"/dev/{found['name'].removeprefix('/dev/')}"
+                if depends_on_bus(name):
+                    volume = resolve(name, context.storage)
+                    spec = lasting_spec(volume, context.storage) if volume is not None else None
+                    text = f"{path}: {found['raw']} is bound to {name}, which gets another name"
+                    yield Finding(
+                        self.key,
+                        Severity.WARNING,
+                        text,
+                        f"bind it to what has {spec}" if spec else "bind it anew after the start",
+                    )
 
 
 class UsersOfIds:
@@ -103,4 +131,4 @@ def _text(draft: Draft, path: str) -> str:
     return "" if "\0" in text else text
 
 
-FIXUPS: tuple[Fixup, ...] = (UsersOfIds(), Leftovers())
+FIXUPS: tuple[Fixup, ...] = (RawDevices(), UsersOfIds(), Leftovers())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from p2v_sync.device.storage import Mounter, Storage, Volume
 from p2v_sync.errors import FixupError
 from p2v_sync.fixup import names
+from p2v_sync.fixup.crypttab import CRYPTTAB, with_opened_names
 from p2v_sync.fixup.guest import Mount
 from p2v_sync.fixup.inspect import fstab
 from p2v_sync.fixup.inspect.firmware import ESP_TYPES
@@ -44,6 +45,7 @@ def mount_guest(
         return ()
     with Tree(point) as tree:
         reader = Reader(tree)
+        storage = with_opened_names(storage, reader.text(CRYPTTAB))
         mounts = tuple(fstab.parse(reader.text("/etc/fstab")))
         problems = [*_root_problems(root, mounts, storage)]
         by_point = {fstab.point_of(mount): mount for mount in mounts if fstab.is_on_disk(mount)}
@@ -57,7 +59,7 @@ def mount_guest(
 def _root_problems(root: Root, mounts: tuple[Mount, ...], storage: Storage) -> Iterator[str]:
     for mount in mounts:
         volume = names.resolve(mount.spec, storage) if fstab.point_of(mount) == "/" else None
-        if volume is not None and volume != root.volume:
+        if volume is not None and volume.device != root.volume.device:
             there, here = volume_name(volume), volume_name(root.volume)
             yield f"fstab of the system on {here} says that its root is on {there}"
 

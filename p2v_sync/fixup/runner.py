@@ -1,14 +1,16 @@
 """All fix-ups of a catalogue, one after the other, into one plan."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from p2v_sync.errors import P2vError
-from p2v_sync.fixup.draft import Draft
+from p2v_sync.fixup.draft import Draft, Edit
+from p2v_sync.fixup.manifest import MANIFEST, Done, Manifest, Run
 from p2v_sync.fixup.plan import Context, Finding, Fixup, Plan, Severity
 from p2v_sync.fixup.tree import Tree
 
 _MOST_FINDINGS = 200  # of one fix-up
+_ROOM_HINT = "make room there on the physical machine"
 _log = logging.getLogger(__name__)
 
 
@@ -23,13 +25,35 @@ def make_plan(tree: Tree, context: Context, fixups: Iterable[Fixup]) -> Plan:
         findings += _plan_one(fixup, draft, context)
         if any(finding.severity is Severity.FATAL for finding in findings):
             return Plan((), _said_once(findings))
-    return Plan(draft.edits(), _said_once(findings))
+    edits = draft.edits()
+    if edits and not _has_room_for_manifest(draft, edits):
+        text = f"there is too little room for {MANIFEST} in the guest: nothing of it is changed"
+        return Plan(
+            (), _said_once([*findings, Finding("room", Severity.DOWNGRADE, text, _ROOM_HINT)])
+        )
+    return Plan(edits, _said_once(findings))
+
+
+def _has_room_for_manifest(draft: Draft, edits: Sequence[Edit]) -> bool:
+    """It is written first of all, with what was in the files before."""
+    run = Run("", tuple(Done.of(edit, None) for edit in edits))
+    return draft.room(MANIFEST) >= len(Manifest((run,)).to_bytes())
+
+
+class _NoRoomError(Exception):
+    """What a fix-up drafted does not fit.  Drops it."""
 
 
 def _plan_one(fixup: Fixup, draft: Draft, context: Context) -> list[Finding]:
     try:
         with draft.of(fixup.key):
-            return _not_too_many(list(fixup.plan(draft, context)))
+            findings = _not_too_many(list(fixup.plan(draft, context)))
+            if path := draft.overfilled():
+                raise _NoRoomError(path)
+            return findings
+    except _NoRoomError as error:
+        text = f"the file system of {error} in the guest is too full for what it needs"
+        return [Finding(fixup.key, Severity.DOWNGRADE, text, _ROOM_HINT)]
     except P2vError as error:
         return [Finding(fixup.key, Severity.WARNING, error.message, error.hint or "")]
     except Exception as error:  # noqa: BLE001

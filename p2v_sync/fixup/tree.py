@@ -226,6 +226,12 @@ class Tree:
             at += len(part)
         return b"".join(parts)
 
+    def free_space(self, path: str) -> tuple[int, int]:
+        """Of the file system on which a directory is: its device number, and bytes."""
+        with self.directory(path) as fd:
+            found = os.fstatvfs(fd)
+            return os.fstat(fd).st_dev, found.f_bavail * found.f_frsize
+
     def label(self, path: str) -> bytes | None:
         """The SELinux label, if the file has one."""
         with self._found(path) as fd:

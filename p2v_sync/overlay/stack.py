@@ -11,12 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from p2v_sync import run
 from p2v_sync.device.attributes import SYS
-from p2v_sync.device.storage import Storage, Volume
+from p2v_sync.device.storage import Storage, Volume, opened_name
 from p2v_sync.device.topology import read_topology
 from p2v_sync.errors import CommandError, OverlayError
-from p2v_sync.overlay import btrfs, lineage, mapper, md
+from p2v_sync.overlay import btrfs, lineage, luks, mapper, md
 from p2v_sync.overlay.lvm import Lvm
 from p2v_sync.overlay.partitions import Partition, map_partition, read_partitions
 from p2v_sync.overlay.probe import probe, size_of
@@ -46,17 +45,17 @@ def assembled(
     overlays: Sequence[Overlay],
     *,
     ids: Mapping[str, Sequence[str]] | None = None,
-    keys: Mapping[str, Path] | None = None,
+    keys: luks.Keys | None = None,
 ) -> Iterator[Assembly]:
     """The volumes of these disks inside the ``with``; all is taken down after it.
 
-    ``ids``: disk → its names below /dev (disk/by-id/…), as udev knows them.  ``keys``: UUID of an
-    encrypted volume → key file; without it stays locked, a volume of kind crypto_LUKS.  Raises
+    ``ids``: disk → its names below /dev (disk/by-id/…), as udev knows them.  ``keys``: for what is
+    encrypted; without one that fits it stays locked, a volume of kind crypto_LUKS.  Raises
     OverlayError, CommandError; at the end OverlayBusy when something is still mounted.
     """
     names = [overlay.map_name for overlay in overlays]
     try:
-        builder = _Builder(ids or {}, keys or {})
+        builder = _Builder(ids or {}, keys or luks.Keys())
         for overlay in overlays:
             builder.add_disk(overlay)
         builder.assemble()
@@ -82,7 +81,7 @@ def _take_down(names: Sequence[str]) -> None:
 class _Builder:
     """Takes disks apart until nothing new is found."""
 
-    def __init__(self, ids: Mapping[str, Sequence[str]], keys: Mapping[str, Path]) -> None:
+    def __init__(self, ids: Mapping[str, Sequence[str]], keys: luks.Keys) -> None:
         self.volumes: list[Volume] = []
         self.problems: list[str] = []
         self._ids = ids
@@ -191,20 +190,21 @@ class _Builder:
                 self._add_partition(device, part, replace(known, aliases=named))
 
     def _open_encrypted(self) -> None:
-        for uuid, (device, *_) in self._of_kind(_LUKS).items():
-            if uuid in self._done or uuid not in self._keys:
+        for volume in [each for each in self.volumes if each.kind == _LUKS]:
+            if volume.uuid in self._done:
                 continue
-            self._done.add(uuid)
-            name = f"{mapper.PREFIX}luks-{uuid}"
-            argv = ["cryptsetup", "open", "--type", "luks", str(device), name]
-            argv += ["--key-file", str(self._keys[uuid]), "--disable-keyring"]
+            self._done.add(volume.uuid)
+            why = "no key that opens it was given"
             try:
-                run.capture(argv)
+                device = luks.unlock(volume, self._keys)
             except CommandError as error:
-                self.problems.append(f"{device} stays locked: {_said(error)}")
+                device, why = None, _said(error)
+            if device is None:
+                name = luks.volume_name(volume)
+                self.problems.append(f"{name} is encrypted and stays locked: {why}")
                 continue
-            aliases = (f"mapper/luks-{uuid}", f"disk/by-id/dm-name-luks-{uuid}")
-            self._add(mapper.MAPPER / name, Volume("", "", aliases=aliases))
+            aliases = (opened_name(volume.uuid), f"disk/by-id/dm-name-luks-{volume.uuid}")
+            self._add(device, Volume("", "", aliases=aliases))
 
     def _activate_groups(self) -> None:
         members = [str(path) for paths in self._of_kind(_LVM).values() for path in paths]

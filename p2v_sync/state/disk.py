@@ -270,7 +270,7 @@ class DiskLedger:
             self._update(tables, set_read_only=int(value))
 
     def note_delta(self, value: str | None) -> None:
-        """What became of the delta at the target: "sent", "in-place", "qcow2", or there is none."""
+        """What became of the replica: its delta is "sent", "in-place", "qcow2"; or "virt-v2v"."""
         with self._database.writing() as tables:
             self._update(tables, delta=value)
 

@@ -57,7 +57,7 @@ class DiskOverview:
     last_error: str | None
     is_running: bool
     used_only: bool = False  # of the source, only what its file systems use
-    delta: str | None = None  # at the target: "sent", "in-place" or "qcow2"
+    delta: str | None = None  # at the target: "sent", "in-place", "qcow2", "virt-v2v"
 
     @property
     def state(self) -> PassState:

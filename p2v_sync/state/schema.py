@@ -156,6 +156,7 @@ def _create(tables: sqlite_utils.Database) -> None:
 
 def _note_deltas(tables: sqlite_utils.Database) -> None:
     # What became of the delta of the newest pass: sent, in-place, qcow2; NULL: there is none.
+    # Or virt-v2v: it was converted by that.
     tables.execute("ALTER TABLE disks ADD COLUMN delta TEXT")
 
 

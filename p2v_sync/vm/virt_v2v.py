@@ -9,26 +9,58 @@ from dataclasses import replace
 from shlex import quote
 from xml.etree import ElementTree as ET
 
+from p2v_sync.fixup.guest import Family, Guest
 from p2v_sync.fixup.plan import Bus
 from p2v_sync.fixup.profile import NicModel
 from p2v_sync.units import KIB
-from p2v_sync.vm.definition import Format, Image, VirtualDisk, VirtualMachine
+from p2v_sync.vm.definition import Definitions, Format, Image, VirtualDisk, VirtualMachine
 from p2v_sync.vm.libvirt import clean, tostring
 from p2v_sync.vm.shell import BESIDE_IMAGES, comment, script
 
+# It says so itself, after the copy (virt-v2v(1), "GUEST OPERATING SYSTEMS").
+_NOT_CONVERTED = (Family.ARCH, Family.ALPINE, Family.GENTOO, Family.SLACKWARE)
+
+
+def doubts(guest: Guest) -> Iterator[str]:
+    """Why virt-v2v may refuse it, a line each."""
+    if guest.windows is None and guest.distribution.family in _NOT_CONVERTED:
+        yield f"virt-v2v does not convert {guest.distribution.name}: --fixups own does"
+    if guest.windows is not None and guest.windows.is_dynamic:
+        yield "virt-v2v does not convert Windows on dynamic disks"
+    if "luks" in guest.uses:
+        yield "virt-v2v needs the keys of encrypted disks: run its script on the host, with --key"
+
+
+def _stem(image: Image) -> str:
+    return image.file.removesuffix(".img").removesuffix(".qcow2")
+
 
 def _above(image: Image) -> Image:
-    return Image(image.disk, f"{image.file}.virt-v2v.qcow2", Format.QCOW2)
+    """Named as an applied delta would be: the next pass moves that aside."""
+    return Image(image.disk, f"{_stem(image)}.qcow2", Format.QCOW2)
 
 
-def converted(vm: VirtualMachine) -> VirtualMachine:
+def _moved(vm: VirtualMachine) -> VirtualMachine:
+    return replace(vm, disks=tuple(replace(disk, image=_above(disk.image)) for disk in vm.disks))
+
+
+def converted(
+    vm: VirtualMachine, note: str = "Run virt-v2v first; see the script."
+) -> VirtualMachine:
     """The machine on the images above the replica, with the drivers that virt-v2v installs."""
     disks = tuple(
-        replace(disk, image=_above(disk.image), bus=Bus.VIRTIO if at < 16 else Bus.SCSI)
-        for at, disk in enumerate(vm.disks)
+        replace(disk, bus=Bus.VIRTIO if at < 16 else Bus.SCSI)
+        for at, disk in enumerate(_moved(vm).disks)
     )
     nics = tuple(replace(nic, model=NicModel.VIRTIO) for nic in vm.nics)
-    return replace(vm, disks=disks, nics=nics, notes=("Run virt-v2v first; see the script.",))
+    return replace(vm, disks=disks, nics=nics, notes=(note,))
+
+
+def both_converted(definitions: Definitions) -> Definitions:
+    """Once virt-v2v has run.  The twin's hardware stays."""
+    return Definitions(
+        converted(definitions.recommended, "Converted by virt-v2v."), _moved(definitions.compat)
+    )
 
 
 def _devices(vm: VirtualMachine) -> ET.Element:
@@ -94,13 +126,20 @@ LIBGUESTFS_BACKEND=${LIBGUESTFS_BACKEND:-direct}
 export LIBGUESTFS_BACKEND"""
 
 
-def _make_images(disk: VirtualDisk) -> Iterator[str]:
-    old, new = quote(f"./{disk.image.file}"), quote(f"./{_above(disk.image).file}")
-    yield f"if [ -e {new} ]; then"
-    yield f'    echo "$0: there is" {new} "already; remove it to begin anew" >&2'
-    yield "    exit 1"
-    yield "fi"
-    yield f"qemu-img create -q -f qcow2 -b {old} -F {disk.image.format} {new}"
+_NOW = "now=$(date -u +%Y%m%dT%H%M%SZ)"
+
+
+def _check_image(disk: VirtualDisk) -> str:
+    """qemu-img says so when a virtual machine runs on it."""
+    image = quote(f"./{_above(disk.image).file}")
+    return f"if [ -e {image} ]; then qemu-img info {image} >/dev/null; fi"
+
+
+def _make_image(disk: VirtualDisk) -> Iterator[str]:
+    """Anew, whatever an earlier run made of it: half a conversion is worth nothing."""
+    replica, image = quote(f"./{_stem(disk.image)}.img"), quote(f"./{_above(disk.image).file}")
+    yield f'if [ -e {image} ]; then mv {image} {image}.aside-"$now"; fi'
+    yield f"qemu-img create -q -f qcow2 -b {replica} -F raw {image}"
 
 
 def write_script(vm: VirtualMachine) -> bytes:
@@ -109,17 +148,21 @@ def write_script(vm: VirtualMachine) -> bytes:
     head = comment(
         [
             f"Converts {vm.name} with virt-v2v, in images above the replica, which stays as it is.",
-            f"Then define {stem}.virt-v2v-result.xml.  If it fails, remove the images again.",
+            f"Then define {stem}.virt-v2v-result.xml.  Run again, it begins anew.",
             "usage: sh FILE [OPTION of virt-v2v-in-place]...   (--key all:key:PASSWORD, ...)",
             "Made by p2v-sync.",
         ]
     )
-    xml, log = quote(f"./{stem}.virt-v2v.xml"), quote(f"./{stem}.virt-v2v.log")
+    log_name = f"{stem}.virt-v2v.log"
+    xml, log = quote(f"./{stem}.virt-v2v.xml"), quote(f"./{log_name}")
     run = f'"$program" -v -x -i libvirtxml --root first "$@" {xml} >{log} 2>&1'
     lines = [*head, "set -eu", BESIDE_IMAGES, _FIND_PROGRAM]
     if vm.windows is not None:
         lines.append(_WINDOWS_DRIVERS)
+    lines += [_check_image(disk) for disk in vm.disks]
+    lines.append(_NOW)
     for disk in vm.disks:
-        lines += _make_images(disk)
-    lines += [_RUN, f'{run} || {{ echo "$0: failed; see" {log} >&2; exit 1; }}']
+        lines += _make_image(disk)
+    said = f"\"$(grep -a 'error: ' {log} | tail -n 1); the log is $PWD/\"{quote(log_name)}"
+    lines += [_RUN, f"{run} || {{ echo {said} >&2; exit 1; }}"]
     return script(lines)

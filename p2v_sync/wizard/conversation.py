@@ -1,6 +1,7 @@
 """Asking, step by step, with a way back; or, with ``auto``, answering by oneself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from p2v_sync.wizard.flow import (
     Checklist,
     Input,
     Known,
+    Menu,
     Page,
     Situation,
     Values,
@@ -42,18 +44,23 @@ class Front(Protocol):
 Check = Callable[[str, Values], str]
 
 
-def converse(front: Front, given: Values, situation: Situation, check: Check) -> dict[str, Value]:
+# What is known when the page of a key comes up, after these answers.
+Look = Callable[[str, Values], Situation]
+
+
+def converse(front: Front, given: Values, look: Look, check: Check) -> dict[str, Value]:
     """All answers, those given beforehand among them.  Raises Interrupted."""
     answers: dict[str, Value] = {}
     been: list[int] = []
 
-    def known() -> Known:
-        return Known({**given, **answers}, situation)
+    def known(key: str = "") -> Known:
+        values = {**given, **answers}
+        return Known(values, look(key, values))
 
     at = next_step(-1, known(), given)
     while at is not None:
         step = STEPS[at]
-        page = _with_earlier_answer(step.page(known()), step.key, answers)
+        page = _with_earlier_answer(step.page(known(step.key)), step.key, answers)
         reply = front.show(page, can_go_back=bool(been))
         if isinstance(reply, Way):
             at = been.pop() if been else at
@@ -72,12 +79,14 @@ def converse(front: Front, given: Values, situation: Situation, check: Check) ->
 def _with_earlier_answer(page: Page, key: str, answers: dict[str, Value]) -> Page:
     """Back on a page, what was answered there stands in it."""
     earlier = answers.get(key)
-    if earlier is None:
-        return page
-    if isinstance(page, Checklist) and isinstance(earlier, tuple):
-        return Checklist(page.title, page.text, page.choices, earlier)
-    if isinstance(page, Input) and not page.is_secret and not isinstance(earlier, tuple):
-        return Input(page.title, page.text, str(earlier), may_be_empty=page.may_be_empty)
+    match page:
+        case Checklist() if isinstance(earlier, tuple):
+            return replace(page, chosen=earlier)
+        case Menu() if isinstance(earlier, str):
+            return replace(page, default=earlier)
+        case Input(is_secret=False) if earlier is not None:
+            text = ",".join(earlier) if isinstance(earlier, tuple) else str(earlier)
+            return replace(page, default=text)
     return page
 
 
@@ -85,14 +94,15 @@ def _take(key: str, page: Page, reply: Reply, answers: dict[str, Value]) -> str:
     """Put the reply among the answers; returns what is wrong with it, or ''."""
     if key == SUMMARY:
         return ""
-    if isinstance(page, Input) and page.may_be_empty and not reply:
+    if isinstance(page, Input | Checklist) and page.may_be_empty and not reply:
         answers.pop(key, None)
         return ""
     try:
         answers[key] = SETTINGS[key].parse(reply)
     except ValueError as error:
         answers.pop(key, None)
-        return f"{reply or 'Nothing'}: {error}"
+        shown = ", ".join(reply) if isinstance(reply, tuple) else reply
+        return f"{shown or 'Nothing'}: {error}"
     return ""
 
 
@@ -109,7 +119,7 @@ def answer_alone(given: Values, situation: Situation) -> dict[str, Value]:
         default = default_of(page)
         if default:
             answers[key] = SETTINGS[key].parse(default)
-        elif key != SUMMARY and not (isinstance(page, Input) and page.may_be_empty):
+        elif key != SUMMARY and not (isinstance(page, Input | Checklist) and page.may_be_empty):
             raise PreseedError(
                 f"nobody answered {key} ({SETTINGS[key].meaning})",
                 hint=f"put it into the preseed, or {SETTINGS[key].parameter}=… on the kernel "

@@ -4,26 +4,45 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from p2v_sync.transport.address import TcpTarget, parse_target
 from p2v_sync.units import GIB, format_duration, format_size
 from p2v_sync.wizard.settings import ALL, SETTINGS, Value
 
 Values = Mapping[str, Value]
 
+UNNAMED = "server"  # a machine that has no name at all
 _RATE = 100e6  # bytes a second that an ordinary network carries: for a first estimate only
 
 
 class DiskChoice(NamedTuple):
-    """A disk that could be copied.  ``kept_with``: those that share an md set or volume group."""
+    """A disk that could be copied.
+
+    ``kept_with``: those that share an md set or volume group.  ``is_pluggable``: like a USB stick.
+    """
 
     name: str
     size: int
     text: str
     kept_with: tuple[str, ...] = ()
+    is_pluggable: bool = False
+
+
+@dataclass(frozen=True)
+class KnownJob:
+    """What the receiver said when it was asked for a job of this machine's.
+
+    ``disks``: a line for each disk that is there.  ``refusal``: why this machine can't have that
+    name.
+    """
+
+    name: str
+    disks: tuple[str, ...] = ()
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What was found on the machine, for choices and defaults."""
+    """What was found on the machine, and at the receiver, for choices and defaults."""
 
     hostname: str = ""
     disks: tuple[DiskChoice, ...] = ()
@@ -32,7 +51,7 @@ class Situation:
     memory: int = 0
     cpus: int = 1
     nics: tuple[str, ...] = ()  # names of those the virtual machine gets
-    known_job: str = ""  # the job that an earlier run left at the receiver
+    known_job: KnownJob | None = None  # None: nobody was asked, or nobody could say
 
 
 class Known(NamedTuple):
@@ -61,12 +80,13 @@ class Menu:
 
 @dataclass(frozen=True)
 class Checklist:
-    """Some of several, one at least."""
+    """Some of several.  ``may_be_empty``: then the question counts as not answered."""
 
     title: str
     text: str
     choices: tuple[Choice, ...]
     chosen: tuple[str, ...] = ()
+    may_be_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,17 +143,33 @@ def _network_mode(known: Known) -> Page:
     return Menu("Network", "How does this machine reach the host?", tuple(choices), choices[0].tag)
 
 
+def _interfaces(known: Known) -> tuple[Choice, ...]:
+    return tuple(Choice(name, text) for name, text in known.situation.interfaces)
+
+
 def _interface(known: Known) -> Page:
-    choices = tuple(Choice(name, text) for name, text in known.situation.interfaces)
+    choices = _interfaces(known)
     return Menu("Network", "Which interface?", choices, choices[0].tag if choices else "")
 
 
+def _bond(known: Known) -> Page:
+    text = "Which interfaces are joined to one (a bond)? None: there is no bond."
+    return Checklist("Network", text, _interfaces(known), may_be_empty=True)
+
+
+_VLAN = Input("Network", "Number of the VLAN, where the port is tagged:", may_be_empty=True)
+
+
+def _is_set_up(known: Known) -> bool:
+    return known.values.get("network.mode") in ("dhcp", "static")
+
+
+def _has_several_interfaces(known: Known) -> bool:
+    return _is_set_up(known) and len(known.situation.interfaces) > 1
+
+
 def _needs_interface(known: Known) -> bool:
-    is_set_up = (
-        known.values.get("network.mode") in ("dhcp", "static")
-        and "network.bond" not in known.values
-    )
-    return is_set_up and len(known.situation.interfaces) > 1
+    return _has_several_interfaces(known) and "network.bond" not in known.values
 
 
 def _is_static(known: Known) -> bool:
@@ -158,19 +194,35 @@ def _disks(known: Known) -> Page:
     return Checklist("Disks", text, choices, tuple(choice.tag for choice in choices))
 
 
-def _action(known: Known) -> Page:
-    choices = (
-        Choice("convert", "Copy the disks and make a virtual machine of them"),
-        Choice("sync", "Copy the disks only; convert later"),
-        Choice("cutover", "Last sync and conversion of a job that was copied before"),
-    )
+_DISKS_SHOWN = 4
+
+
+def _already_there(known: Known) -> list[str]:
+    """What the host has of this machine, for people."""
     job = known.situation.known_job
-    text = "What shall be done?"
-    if job:
-        return Menu(
-            "What to do", f"{text}\nThe host has this machine as {job}.", choices, "cutover"
-        )
-    return Menu("What to do", text, choices, "convert")
+    if job is None or not job.disks:
+        return []
+    more = len(job.disks) - _DISKS_SHOWN
+    rest = [f"  and {more} more"] if more > 0 else []
+    shown = [f"  {disk}" for disk in job.disks[:_DISKS_SHOWN]]
+    return [f"The host has {job.name} of this machine:", *shown, *rest, ""]
+
+
+_BEGIN = (
+    Choice("convert", "Copy the disks and make a virtual machine of them"),
+    Choice("sync", "Copy the disks only; convert later"),
+    Choice("cutover", "Last sync and conversion of a job that was copied before"),
+)
+_GO_ON = (
+    Choice("sync", "Go on: copy what is missing or has changed"),
+    Choice("cutover", "Copy that, and make a virtual machine of it all"),
+)
+
+
+def _action(known: Known) -> Page:
+    there = _already_there(known)
+    choices = _GO_ON if there else _BEGIN
+    return Menu("What to do", "\n".join([*there, "What shall be done?"]), choices, choices[0].tag)
 
 
 def _makes_machine(known: Known) -> bool:
@@ -179,7 +231,10 @@ def _makes_machine(known: Known) -> bool:
 
 def _name(known: Known) -> Page:
     text = "Name of the job, and of the virtual machine:"
-    return Input("Name", text, known.situation.known_job or known.situation.hostname or "server")
+    name, job = known.situation.hostname or UNNAMED, known.situation.known_job
+    if job is not None and job.name == name and job.refusal:
+        return Input("Name", f"{job.refusal}\n\n{text}", f"{name[:98]}-2")
+    return Input("Name", "\n".join([*_already_there(known), text]), name)
 
 
 def _memory(known: Known) -> Page:
@@ -225,7 +280,14 @@ _TARGET = Input(
 )
 
 
-_TOKEN = Input("Target", "The token that p2v-receiver listen printed:", is_secret=True)
+def _token(known: Known) -> Page:
+    target = parse_target(str(known.values["target"]))
+    port = f" --port {target.port}" if isinstance(target, TcpTarget) else ""
+    text = (
+        "Run this on the host, and type the token that it prints:\n\n"
+        f"  python3 p2v-receiver.pyz listen{port} --dir /directory"
+    )
+    return Input("Target", text, is_secret=True)
 
 
 def _needs_token(known: Known) -> bool:
@@ -275,9 +337,8 @@ def summary(known: Known) -> str:
         shown = format_size(memory) if isinstance(memory, int) else str(memory)
         cpus = values.get("vm.vcpus", situation.cpus)
         lines.append(f"Machine: {cpus} processors, {shown}, for {values.get('vm.target', '')}")
+    lines += [f"End:     {values.get('post', '')}", "", *_already_there(known)]
     lines += [
-        f"End:     {values.get('post', '')}",
-        "",
         f"At most {format_size(size)} at the target; free space costs nothing there.",
         f"A first copy takes about {format_duration(size / _RATE)} at 100 MB/s, later ones less.",
         "The disks of this machine are not written to.",
@@ -291,12 +352,14 @@ def _summary(known: Known) -> Page:
 
 STEPS: Sequence[Step] = (
     Step("network.mode", _network_mode),
+    Step("network.bond", _bond, _has_several_interfaces),
     Step("network.interface", _interface, _needs_interface),
+    Step("network.vlan", _VLAN, _is_set_up),
     _static("network.address"),
     _static("network.gateway", may_be_empty=True),
     _static("network.dns", may_be_empty=True),
     Step("target", _TARGET),
-    Step("login.token", _TOKEN, _needs_token),
+    Step("login.token", _token, _needs_token),
     Step("disks", _disks),
     Step("action", _action),
     Step("name", _name),
@@ -307,6 +370,14 @@ STEPS: Sequence[Step] = (
     Step("post", _POST),
     Step(SUMMARY, _summary),
 )
+
+
+def is_end_of_network(key: str, known: Known, given: Values) -> bool:
+    """True of the last page about the network: it can be tried now."""
+    after = next_step([step.key for step in STEPS].index(key), known, given)
+    return key.startswith("network.") and not (
+        after is not None and STEPS[after].key.startswith("network.")
+    )
 
 
 def next_step(after: int, known: Known, given: Values) -> int | None:

@@ -24,6 +24,7 @@ ENDS = ("poweroff", "reboot", "shell")
 
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # IFNAMSIZ is 16 with the NUL
 _DISK = re.compile(r"[A-Za-z0-9][A-Za-z0-9!_-]*")
+_FILE_SYSTEM = re.compile(r"(LABEL|UUID)=.+")
 _MEMORY_LEAST = 64 * MIB
 
 
@@ -141,10 +142,10 @@ def _addresses(value: Any) -> tuple[str, ...]:
     return tuple(_address(each) for each in given)
 
 
-def _directory(value: Any) -> str:
+def _state(value: Any) -> str:
     text = _text(value)
-    if not text.startswith("/"):
-        raise ValueError("must be a directory, from / on")
+    if not text.startswith("/") and _FILE_SYSTEM.fullmatch(text) is None:
+        raise ValueError("must be a directory, from / on, or LABEL=… or UUID=… of a stick")
     return text
 
 
@@ -182,7 +183,7 @@ _SETTINGS = (
     Setting("auto", _truth, "Ask nothing; stop and run the fail hook when an answer is missing"),
     Setting("config", _url, "URL of a preseed with further answers"),
     Setting("post", _one_of(*ENDS), "What happens at the end: poweroff, reboot or shell"),
-    Setting("state", _directory, "Directory of the ledger; without it, it is in memory"),
+    Setting("state", _state, "Where the ledger is: LABEL=… or UUID=… of a stick, or a directory"),
     Setting("network.mode", _one_of("dhcp", "static", "none"), "How the live system gets online"),
     Setting("network.interface", _interface, "The interface, where there are several"),
     Setting("network.address", _network_address, "Static: address and prefix, 192.0.2.7/24"),

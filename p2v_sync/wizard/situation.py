@@ -18,13 +18,22 @@ from p2v_sync.wizard.together import Contents, read_contents
 def read_situation(sys_root: Path = SYS, proc_root: Path = PROC) -> Situation:
     """Raises DeviceError without sysfs."""
     machine = read_machine(sys_root, proc_root)
-    disks = [disk for disk in scan(sys_root, proc_root) if disk.excluded is None]
     contents = read_contents()
+    # A stick that the system was copied from to memory (toram) is not mounted any more.
+    disks = [
+        disk
+        for disk in scan(sys_root, proc_root)
+        if disk.excluded is None and disk.name not in contents.media
+    ]
     return Situation(
         hostname=default_name(machine),
         disks=tuple(
             DiskChoice(
-                disk.name, disk.size, _describe(disk, contents), contents.kept_with(disk.name)
+                disk.name,
+                disk.size,
+                _describe(disk, contents),
+                contents.kept_with(disk.name),
+                is_pluggable=disk.removable or disk.bus == "usb",
             )
             for disk in disks
         ),

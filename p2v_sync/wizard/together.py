@@ -9,6 +9,7 @@ from p2v_sync import run
 from p2v_sync.errors import CommandError
 
 _WITHIN_S = 60.0
+_MEDIUM = ("iso9660", "P2V-SYNC")  # as livecd/build names it
 _ARRAY = "linux_raid_member"
 
 
@@ -18,6 +19,7 @@ class Contents:
     def __init__(self, lsblk: str, pvs: str = "") -> None:
         """Their JSON; anything else counts as nothing known."""
         self.kinds: dict[str, list[str]] = defaultdict(list)  # kernel name → ext4, swap, …
+        self.media: set[str] = set()  # kernel names of disks that a live CD of ours is on
         self._sets: dict[str, set[str]] = defaultdict(set)  # UUID of a set → kernel names
         groups = {str(each.get("pv_name")): str(each.get("vg_name")) for each in _volumes(pvs)}
         for disk in _objects(lsblk, "blockdevices"):
@@ -29,6 +31,8 @@ class Contents:
         if not kind:
             return
         self.kinds[disk].append(str(kind))
+        if (kind, node.get("label")) == _MEDIUM:
+            self.media.add(disk)
         if kind == _ARRAY:
             self._sets[f"array {node.get('uuid')}"].add(disk)
         elif group := groups.get(f"/dev/{node.get('name')}"):
@@ -66,7 +70,7 @@ def _tree(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def read_contents() -> Contents:
     """Without the programs nothing is known."""
     return Contents(
-        _said(["lsblk", "--json", "--output", "NAME,FSTYPE,UUID"]),
+        _said(["lsblk", "--json", "--output", "NAME,FSTYPE,UUID,LABEL"]),
         _said(["pvs", "--readonly", "--reportformat", "json", "--options", "pv_name,vg_name"]),
     )
 

@@ -167,9 +167,7 @@ class Target:
     def roll_back(self) -> str:
         """The image is the replica again, with nothing above it; returns what was moved aside."""
         cutover = self._manifest.cutover()
-        if cutover is None:
-            return ""
-        if cutover.phase == QCOW2:
+        if cutover is None or cutover.phase == QCOW2:
             return self.part_from_qcow2()
         recorded = self._manifest.header()["file_identity"]
         with Delta(self._place.undo) as undo:

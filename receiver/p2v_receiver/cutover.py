@@ -1,7 +1,7 @@
 """What comes after the passes of one disk: its delta, and the machine (ACT and RUNS frames)."""
 
 import os
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, List, Optional
 
 from . import delta, machine, wire
 from .apply import Target
@@ -25,6 +25,7 @@ class Cutover:
         self._target = Target(place, opened.image, opened.manifest, not opened.reasons)
         self._may_run = may_run
         self._writer: Optional[Writer] = None
+        self._program: Optional[machine.Program] = None  # that is not done yet
         self._actions: Dict[str, Callable[[Json, Buffer], Json]] = {
             "status": self._tell,
             "delta": self._begin_delta,
@@ -51,6 +52,12 @@ class Cutover:
         self._writer.add(message, body)
 
     def finish(self) -> None:
+        """Nobody will ask any more: what was begun is not gone on with."""
+        self._end_writer()
+        if self._program is not None:
+            self._program.end()
+
+    def _end_writer(self) -> None:
         """A delta without its end record is none (P7)."""
         if self._writer is not None:
             self._writer.close()
@@ -67,6 +74,8 @@ class Cutover:
             pass  # it is sent again
         return {
             "phase": cutover.phase if cutover else "",
+            "reached": self._manifest.reached(),
+            "since": int(os.path.getmtime(self._manifest.path)),
             "delta": kept,
             "applied": cutover.delta if cutover else "",
             "refusal": "" if cutover else self._target.refusal(),
@@ -90,7 +99,7 @@ class Cutover:
                 "run the same command again",
             )
         self._target.require_replica()
-        self.finish()
+        self._end_writer()
         self._writer = Writer(self._place.delta, base)
         return {}
 
@@ -101,7 +110,7 @@ class Cutover:
         try:
             self._writer.keep(message)
         finally:
-            self.finish()
+            self._end_writer()
         return self._status()
 
     def _apply(self, message: Json, body: Buffer) -> Json:
@@ -132,6 +141,14 @@ class Cutover:
                 "this receiver starts no programs",
                 "start it with --allow-run, or define and start the machine by hand",
             )
+        names = [wire.get(message, name, str) for name in ("hypervisor", "what", "name")]
+        program, self._program = self._program or self._start(names), None
+        output = program.wait()
+        if output is None:
+            self._program = program
+        return {"output": output}
+
+    def _start(self, names: List[str]) -> machine.Program:
         cutover = self._manifest.cutover()
         if cutover and cutover.phase in (APPLYING, UNDOING):
             raise TargetError(
@@ -139,5 +156,6 @@ class Cutover:
                 "{} is neither the replica nor cut over".format(self._place.image),
                 "run p2v-sync cutover or rollback first",
             )
-        names = [wire.get(message, name, str) for name in ("hypervisor", "what", "name")]
-        return {"output": machine.run(self._place.directory, *names)}
+        if names[0] == "virt-v2v":
+            self._target.require_replica()  # what it makes lies above that (P8)
+        return machine.Program(self._place.directory, *names)

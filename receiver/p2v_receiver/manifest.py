@@ -293,6 +293,10 @@ class Manifest:
             )
         )
 
+    def reached(self) -> int:
+        """Segments up to the last one that is certain: how far a first pass has come."""
+        return self._value("SELECT max(segment) + 1 FROM segments WHERE NOT uncertain") or 0
+
     def is_certain(self, layout: Layout) -> bool:
         """True when something is known of every block."""
         if self._value("SELECT count(*) FROM segments WHERE uncertain"):

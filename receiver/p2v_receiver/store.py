@@ -336,11 +336,9 @@ class Opener:
     def _restore(self, image: Image, manifest: Manifest) -> None:
         """P8: what a pass works on is the replica, not what became of it since."""
         cutover = manifest.cutover()
-        if cutover is None or self._request.cutover:
-            return
-        if cutover.phase == QCOW2:
-            if self._request.create:
-                self._notes.append("the qcow2 overlay is moved aside when the pass begins")
+        if self._request.create and os.path.lexists(self._place.qcow2):
+            self._notes.append("the qcow2 overlay is moved aside when the pass begins")
+        if cutover is None or self._request.cutover or cutover.phase == QCOW2:
             return
         if cutover.phase == APPLIED and not self._request.create:
             raise phase_error(

@@ -31,6 +31,7 @@ from p2v_sync.device.topology import read_topology
 from p2v_sync.errors import DeviceBusy, FixupError, OverlayBusy, OverlayError, OverlayFull
 from p2v_sync.overlay import cow, mapper, snapshot
 from p2v_sync.overlay.delta import open_delta
+from p2v_sync.overlay.luks import Keys
 from p2v_sync.overlay.mounting import OverlayMounter
 from p2v_sync.overlay.snapshot import (
     MOUNTS,
@@ -447,19 +448,37 @@ def check_btrfs_on_two_devices() -> None:
 
 def check_an_encrypted_disk_locked_and_opened() -> None:
     with overlaid(LUKS) as made:
-        with assembled(made) as assembly:
-            (locked,) = assembly.storage
-            assert locked.kind == "crypto_LUKS"
-            uuid = locked.uuid
-        KEY.with_name("wrong").write_text("wrong")
-        with assembled(made, keys={uuid: KEY.with_name("wrong")}) as assembly:
-            assert "stays locked" in assembly.problems[0]
-        with assembled(made, keys={uuid: KEY}) as assembly:
-            opened = volume(assembly, disk="")
-            assert opened.device == f"/dev/mapper/p2v-luks-{uuid}"
+        for none in (Keys(), Keys([b"wrong", b"secre"])):
+            with assembled(made, keys=none) as assembly:
+                assert [each.kind for each in assembly.storage] == ["crypto_LUKS"]
+                (problem,) = assembly.problems
+                assert "/dev/ubdi is encrypted and stays locked" in problem
+        ask = mock.Mock(return_value="secret")
+        keys = Keys([b"wrong"], ask)
+        with assembled(made, keys=keys) as assembly:
+            locked, opened = volume(assembly, disk="ubdi"), volume(assembly, disk="")
+            assert opened.device == f"/dev/mapper/p2v-luks-{locked.uuid}"
             run("mkfs.ext4", "-q", opened.device)
-        with assembled(made, keys={uuid: KEY}) as assembly:
+        with assembled(made, keys=keys) as assembly:
             assert volume(assembly, disk="").kind == "ext4"
+        assert "/dev/ubdi" in ask.call_args[0][0]
+        assert ask.call_count == 1
+
+
+def check_a_locked_system_is_refused_and_the_key_file_is_for_it() -> None:
+    said, code = command("inspect", str(LUKS))
+    assert "no operating system was found" in said
+    assert "stays locked" in said
+    assert "--key-file" in said
+    assert code != 0
+    # With its newline it fits as well as without; there is no system in it, but it is open.
+    KEY.with_name("line").write_text("secret\n")
+    said, code = command("inspect", str(LUKS), "--key-file", str(KEY.with_name("line")))
+    assert "no operating system was found" in said
+    assert "locked" not in said
+    assert "--no-fixups" in said
+    said, code = command("inspect", str(LUKS), "--key-file", "/nowhere")
+    assert said.startswith("p2v-sync: --key-file /nowhere: ")
 
 
 def check_p1_only_overlays_are_mounted() -> None:

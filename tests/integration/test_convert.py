@@ -73,11 +73,14 @@ def test_what_is_refused_before_anything_is_copied(lab: Lab) -> None:
     lab.fails(3, *convert, "--no-fixups", "--name", "web 1", "--start", say="--name web_1")
     lab.fails(3, *convert, "--network", "a=", say="can't be the name of a network")
     lab.fails(2, *convert, "--target", "vmware", say="vmware")
+    lab.fails(2, *convert, "--no-fixups", "--fixups", "own", say="contradict each other")
+    lab.fails(2, *convert, "--fixups", "virt-v2v", "--apply", "qcow2", say="leave --apply out")
+    lab.fails(3, *convert, "--fixups", "virt-v2v", "--target", "xen", say="for KVM")
     lab.fails(14, "convert", lab.root / "none", lab.out, say="there is no")
     assert list(lab.out.iterdir()) == []
 
 
 def test_without_device_mapper_it_says_how_to_copy_all_the_same(lab: Lab) -> None:
     image = lab.image("web.img")
-    lab.fails(78, "convert", image, lab.out, say="--no-fixups", PATH=str(BIN))
+    lab.fails(78, "convert", image, lab.out, say="--fixups none", PATH=str(BIN))
     assert list(lab.out.iterdir()) == []

@@ -5,16 +5,28 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from p2v_sync.errors import FixupError
-from p2v_sync.fixup.guest import Generator, Guest, Kernel
-from p2v_sync.fixup.initramfs.regenerate import regenerate
-from p2v_sync.fixup.plan import Hypervisor, Target
+from p2v_sync.fixup.draft import Draft
+from p2v_sync.fixup.guest import BootLoader, Generator, Guest, Kernel, LoaderKind
+from p2v_sync.fixup.initramfs.drivers import InitramfsDrivers
+from p2v_sync.fixup.initramfs.regenerate import (
+    announced,
+    candidates,
+    regenerate,
+    regenerate_all,
+    replanned,
+)
+from p2v_sync.fixup.plan import Context, Finding, Hypervisor, Plan, Severity, Target
+from p2v_sync.fixup.runner import make_plan
+from p2v_sync.fixup.tree import Tree
+from p2v_sync.units import GIB
 from tests.contract import initramfs
-from tests.contract.initramfs import IMAGE, MODULES, VERSION
+from tests.contract.initramfs import IMAGE, MODULES, VERSION, context
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and chroot need root")
 
@@ -30,7 +42,7 @@ def root(tmp_path: Path) -> Path:
     for name in ("proc", "sys", "dev", "run", "tmp", "var/tmp", "boot", "etc", "usr/lib/dracut"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "usr/bin").mkdir()
-    for name in ("sh", "env", "ls", "cat", "sleep", "id", "touch"):
+    for name in ("sh", "env", "ls", "cat", "sleep", "id", "touch", "mv"):
         program = Path(shutil.which(name) or "").resolve()
         shutil.copy(program, tmp_path / "usr/bin" / name)
         listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True)
@@ -154,3 +166,97 @@ def test_what_is_not_even_tried(root: Path, guest: Guest, kernel: Kernel) -> Non
     with pytest.raises(FixupError):
         regenerate(root, guest, kernel, Target(Hypervisor.KVM))
     assert not (root / "seen").exists()
+
+
+# As the second way, where nothing can be appended.
+
+MAKES = 'for last; do before=$image; image=$last; done; cat /new >/boot/x; mv /boot/x "$before"'
+CUT = OLD + b"what is this?"
+
+
+def of(guest: Guest) -> Context:
+    return replace(context(), guest=guest)
+
+
+def planned(root: Path) -> Plan:
+    with Tree(root) as tree:
+        return make_plan(tree, of(GUEST), [InitramfsDrivers()])
+
+
+def made_anew(root: Path, room: int = GIB) -> list[Finding]:
+    with Tree(root) as tree:
+        return regenerate_all(tree, of(GUEST), lambda: room)
+
+
+def test_it_comes_before_the_downgrade(root: Path) -> None:
+    image = root / IMAGE[1:]
+    image.write_bytes(CUT)
+    image.chmod(0o640)
+    os.chown(image, 3, 4)
+    dracut(root, MAKES)
+    before = planned(root)
+    with Tree(root) as tree:
+        (said,) = announced(Draft(tree), of(GUEST), before).findings
+    assert said.severity is Severity.DOWNGRADE
+    assert said.hint.startswith("the guest's own dracut is tried; if it fails: ")
+
+    (note,) = made_anew(root)
+    assert (note.severity, note.text) == (
+        Severity.NOTE,
+        f"{IMAGE} was made anew by the guest's own dracut",
+    )
+    assert image.read_bytes() == (root / "new").read_bytes()
+    status = image.stat()
+    assert (status.st_mode & 0o777, status.st_uid, status.st_gid) == (0o640, 3, 4)
+    after = replanned(before, planned(root), [note])
+    assert not after.is_downgraded
+    assert made_anew(root) == []
+
+
+def test_when_it_fails_too_the_downgrade_stays(root: Path) -> None:
+    (root / IMAGE[1:]).write_bytes(CUT)
+    dracut(root, "echo no space left >&2; exit 3")
+    before = planned(root)
+    (warning,) = made_anew(root)
+    assert warning.severity is Severity.WARNING
+    assert "dracut made no usable initramfs" in warning.text
+    assert "no space left" in warning.text
+    assert (root / IMAGE[1:]).read_bytes() == CUT
+    assert replanned(before, planned(root), [warning]).is_downgraded
+
+
+def test_what_the_overlay_has_no_room_for_is_not_made(root: Path) -> None:
+    (root / IMAGE[1:]).write_bytes(CUT)
+    dracut(root, "touch /seen")
+    (warning,) = made_anew(root, room=len(CUT))
+    assert "too little room" in warning.text
+    assert not (root / "seen").exists()
+
+
+def test_a_file_that_outgrows_the_room_is_taken_back(root: Path) -> None:
+    (root / IMAGE[1:]).write_bytes(CUT)
+    dracut(root, f"cat /dev/zero >{IMAGE}")
+    (warning,) = made_anew(root, room=1 << 20)
+    assert "made no usable initramfs" in warning.text
+    assert (root / IMAGE[1:]).read_bytes() == CUT
+
+
+@pytest.mark.parametrize(
+    ("image", "guest"),
+    [
+        (initramfs.image(Generator.DRACUT, ALL), GUEST),
+        (b"MZ" + bytes(4096), GUEST),
+        (CUT, replace(GUEST, boot_loaders=(BootLoader(LoaderKind.LILO),))),
+        (CUT, replace(GUEST, architecture="s390x")),
+        (CUT, replace(GUEST, generator=Generator.OTHER)),
+        (CUT, replace(GUEST, generator=Generator.MKINITCPIO)),
+        (CUT, replace(GUEST, kernels=(replace(KERNEL, initramfs=""),))),
+        (CUT, replace(GUEST, kernels=(replace(KERNEL, version="-x"),))),
+    ],
+    ids=["ready", "unified", "lilo", "s390x", "unknown", "no-tool", "no-image", "version"],
+)
+def test_where_there_is_nothing_to_try(root: Path, image: bytes, guest: Guest) -> None:
+    (root / IMAGE[1:]).write_bytes(image)
+    dracut(root, MAKES)
+    with Tree(root) as tree:
+        assert [*candidates(Draft(tree), of(guest))] == []

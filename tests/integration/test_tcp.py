@@ -330,7 +330,7 @@ class TestWhoeverElseCalls:
                 stack.enter_context(receiver.connect())
             started_s = time.monotonic()
             greet(receiver.dialer())
-            assert time.monotonic() - started_s < 5
+            assert time.monotonic() - started_s < auth.TIMEOUT_S
             status = Path(f"/proc/{receiver.pid}/status").read_text()
             assert int(status.partition("Threads:")[2].split()[0]) < 80
 
@@ -348,7 +348,7 @@ class TestWhoeverElseCalls:
                 sock.sendall(bytes([letter]))
                 time.sleep(1.2)
             hung_up(sock)
-        assert time.monotonic() - started_s < auth.TIMEOUT_S + 5
+        assert time.monotonic() - started_s < auth.TIMEOUT_S + 20
 
     def test_without_a_token_nothing_is_written(self, receiver: Receiver, directory: Path) -> None:
         with receiver.connect() as sock:
@@ -450,24 +450,20 @@ def man_in_the_middle(receiver: Receiver, *, plain_to_sender: bool) -> Iterator[
 
 
 class TestDeadPeers:
-    @pytest.fixture(autouse=True)
-    def impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(wire, "HEARTBEAT_S", 0.2)
-        monkeypatch.setattr(wire, "SILENCE_LIMIT_S", 1.0)
-
-    def test_a_black_hole_is_noticed(self, receiver: Receiver) -> None:
+    def test_a_black_hole_is_noticed(
+        self, receiver: Receiver, grow_impatient: Callable[[], None]
+    ) -> None:
         proxy = Proxy(receiver.port)
         channel = TcpDialer(proxy.target, TOKEN, 1).dial()
         Client(channel).greet()
         proxy.black_hole.set()
-        started_s = time.monotonic()
+        grow_impatient()
         with pytest.raises(PeerLost, match="silent"):
             channel.receive()
-        assert 0.9 < time.monotonic() - started_s < 4
         proxy.close()
 
     def test_a_stopped_receiver_is_noticed_by_a_sender_in_full_flow(
-        self, receiver: Receiver
+        self, receiver: Receiver, grow_impatient: Callable[[], None]
     ) -> None:
         channel = receiver.dialer().dial()
         client = Client(channel)
@@ -477,6 +473,7 @@ class TestDeadPeers:
         channel.send(wire.FrameType.BEGIN, wire.pack_json(begin))
         client.expect(wire.FrameType.BEGUN)
         os.kill(receiver.pid, signal.SIGSTOP)
+        grow_impatient()
         failed: queue.Queue[BaseException] = queue.Queue()
 
         def listen() -> None:

@@ -1,6 +1,7 @@
 """The benchmark's own parts: a measurement that can't be trusted is worse than none."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from benchmarks import chart, report
 from benchmarks.contest import Contest, Contestant, Results, Sample, Scenario, Stage
 from benchmarks.image import is_copy, make_spread_image, toggle_pages, write_image
 from benchmarks.link import Line, Link
-from benchmarks.processes import Failed
+from benchmarks.processes import Failed, Program
 from benchmarks.scenarios import SCENARIOS, chosen
 from benchmarks.targets import TARGETS, Row, judge
 from p2v_sync.units import KIB, MIB, PAGE
@@ -271,3 +272,9 @@ def test_nothing_is_flushed_by_what_runs_undurable(tmp_path: Path) -> None:
     env = {"PYTHONPATH": f"{root}:{tmp_path}"}
     done = subprocess.run(argv, cwd=root, env=env, check=True, capture_output=True, text=True)
     assert done.stdout == "0\n"
+
+
+def test_a_server_that_ended_by_itself_does_not_cost_the_results() -> None:
+    with Program([sys.executable, "-c", ""]) as server:
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    assert server.status == 0

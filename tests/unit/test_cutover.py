@@ -1,8 +1,11 @@
 """Cutover and rollback of a job as the commands do it, with a receiver that is a process."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+from xml.etree import ElementTree as ET
 
 import pytest
 from click.testing import CliRunner
@@ -12,11 +15,14 @@ from p2v_receiver.wire import ErrorCode, Frame, FrameType
 from p2v_sync import jobs
 from p2v_sync.cli import cli
 from p2v_sync.config import Connection, SyncConfig
+from p2v_sync.convert import Conversion, ConvertConfig, Fixups, Outcome
 from p2v_sync.cutover import IN_PLACE, QCOW2, JobCutover, choose_hypervisor
+from p2v_sync.device.storage import NOTHING_KNOWN
 from p2v_sync.engine.delta import Status, _batches, _send
 from p2v_sync.engine.ports import Channel
 from p2v_sync.errors import (
     ConfigError,
+    FixupError,
     PeerLost,
     ProtocolError,
     TargetFull,
@@ -24,9 +30,12 @@ from p2v_sync.errors import (
     WrongPhase,
 )
 from p2v_sync.events import Event, Notice, PassFinished
+from p2v_sync.fixup.plan import Bus, Hypervisor, Plan, Target
+from p2v_sync.guest_disks import Look
 from p2v_sync.state.ledger import Ledger
 from p2v_sync.units import MIB
 from tests.contract.lab import BLOCK, block_of, patterned, ram_directory
+from tests.contract.machines import BIOS_SERVER, guest
 
 CHUNKS = [(0, block_of("new")), (BLOCK, bytes(BLOCK)), (MIB, block_of("far"))]
 
@@ -42,9 +51,8 @@ class Machine:
         self.events: list[Event] = []
         self.sync()
 
-    def sync(self, *, seed: bool = False) -> int:
-        """Returns the bytes sent."""
-        config = SyncConfig(
+    def config(self, *, seed: bool = False) -> SyncConfig:
+        return SyncConfig(
             sources=(self.source,),
             target=str(self.image.parents[1]),
             state_dir=self.state,
@@ -54,8 +62,11 @@ class Machine:
             verify="none",
             retry_for_s=0.0,
         )
+
+    def sync(self, *, seed: bool = False) -> int:
+        """Returns the bytes sent."""
         self.events.clear()
-        jobs.sync(config, self.events.append, None)
+        jobs.sync(self.config(seed=seed), self.events.append, None)
         return sum(each.counters.sent for each in self.events if isinstance(each, PassFinished))
 
     def notices(self) -> str:
@@ -220,3 +231,125 @@ def test_chunks_become_frames() -> None:
     batches = list(_batches(large))
     assert [len(data) for batch in batches for _, data in batch] == [4 * MIB, 4 * MIB, MIB]
     assert len(batches) == 3
+
+
+# virt-v2v, played by a script: it writes into the images that its XML names, and nowhere else.
+
+CONVERTS = """\
+for last; do :; done
+sed -n 's/.*<source file="\\([^"]*\\)".*/\\1/p' "$last" | while read -r image; do
+    qemu-io -f qcow2 -c 'write -P 7 0 4k' "$image" || exit 1
+done
+"""
+FAILS = "echo 'virt-v2v-in-place: error: inspection could not find a root' >&2; exit 1\n"
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Those that the host has, and no real virt-v2v."""
+    for name in ("sh", "date", "dirname", "grep", "mv", "sed", "tail", "qemu-img", "qemu-io"):
+        (tmp_path / name).symlink_to(shutil.which(name) or "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def converter(programs: Path, script: str) -> None:
+    file = programs / "virt-v2v-in-place"
+    file.write_text(f"#!/bin/sh\n{script}")
+    file.chmod(0o755)
+
+
+def convert(machine: Machine, **wishes: Any) -> None:
+    """What follows the copy in ``convert --fixups virt-v2v``."""
+    config = ConvertConfig(sync=machine.config(), fixups=Fixups.VIRT_V2V, **wishes)
+    look = Look(guest(), NOTHING_KNOWN, BIOS_SERVER)
+    machine.events.clear()
+    Conversion(config, machine.events.append, None).finish([], Outcome(look, Plan((), ())))
+
+
+def shown(image: Path) -> bytes:
+    """What a virtual machine sees."""
+    raw = image.with_suffix(".raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True)
+    return raw.read_bytes()
+
+
+def defined_image(machine: Machine, name: str) -> str | None:
+    source = ET.parse(machine.image.with_name(name)).find("devices/disk/source")
+    return None if source is None else source.get("file")
+
+
+@pytest.mark.real_parts
+def test_p8_virt_v2v_converts_above_the_replica(machine: Machine, programs: Path) -> None:
+    converter(programs, CONVERTS)
+    convert(machine)
+    converted = machine.image.with_suffix(".qcow2")
+    assert machine.image.read_bytes() == machine.source.read_bytes()
+    assert shown(converted) == b"\x07" * 4096 + machine.source.read_bytes()[4096:]
+    assert machine.delta() == "virt-v2v"
+    assert "converted by virt-v2v" in machine.ask("status", "web")
+    assert defined_image(machine, "web.xml") == str(converted)
+    assert defined_image(machine, "web.compat.xml") == str(converted)
+
+    # Before the replica changes, what lies above it goes out of the way.
+    with machine.source.open("r+b") as file:
+        file.write(b"changed")
+    assert machine.sync() == BLOCK
+    assert "moved aside" in machine.notices()
+    assert machine.delta() is None
+    (aside,) = machine.image.parent.glob("sda.qcow2.aside-*")
+    assert not converted.exists()
+    convert(machine)
+    assert shown(converted)[4096:] == machine.source.read_bytes()[4096:]
+    assert "kept as sda.qcow2.aside-" in machine.ask("rollback", "web")
+    assert not converted.exists()
+    assert aside.exists()
+    assert machine.sync() == 0
+
+
+@pytest.mark.real_parts
+def test_a_conversion_that_fails_leaves_the_replica(machine: Machine, programs: Path) -> None:
+    converter(programs, FAILS)
+    with pytest.raises(FixupError, match=r"virt-v2v did not convert web: .*could not find a root"):
+        convert(machine)
+    log = machine.image.with_name("web.virt-v2v.log")
+    assert "could not find a root" in log.read_text()
+    assert machine.image.read_bytes() == machine.source.read_bytes()
+    assert machine.delta() is None
+    assert defined_image(machine, "web.xml") == str(machine.image), "the guest as it was"
+    converter(programs, CONVERTS)
+    convert(machine)
+    assert shown(machine.image.with_suffix(".qcow2"))[:4096] == b"\x07" * 4096
+
+
+@pytest.mark.real_parts
+def test_without_virt_v2v_it_says_what_to_run(machine: Machine, programs: Path) -> None:
+    convert(machine)
+    script = machine.image.with_name("web.virt-v2v.sh")
+    assert f"run this on the host: sh {script}" in machine.notices()
+    assert not machine.image.with_suffix(".qcow2").exists()
+    with pytest.raises(ConfigError, match="run this on the host"):
+        convert(machine, start=True)
+    # There, somebody does.
+    converter(programs, CONVERTS)
+    for _ in range(2):
+        subprocess.run(["sh", script], check=True)
+        assert shown(machine.image.with_suffix(".qcow2"))[:4096] == b"\x07" * 4096
+    assert machine.sync() == 0
+    assert not machine.image.with_suffix(".qcow2").exists()
+
+
+@pytest.mark.parametrize("target", [Target(Hypervisor.XEN), Target(bus=Bus.SATA)])
+def test_virt_v2v_makes_machines_for_kvm_only(machine: Machine, target: Target) -> None:
+    config = ConvertConfig(sync=machine.config(), fixups=Fixups.VIRT_V2V, target=target)
+    with pytest.raises(ConfigError, match="virtual machines for KVM"):
+        Conversion(config, print, None).check()
+
+
+@pytest.mark.real_parts
+def test_an_overlay_can_be_had_without_fixups(machine: Machine) -> None:
+    config = ConvertConfig(sync=machine.config(), fixups=Fixups.NONE, mode=QCOW2)
+    conversion = Conversion(config, machine.events.append, None)
+    conversion.finish([], conversion.preview([]))
+    assert defined_image(machine, "web.xml") == str(machine.image.with_suffix(".qcow2"))
+    assert shown(machine.image.with_suffix(".qcow2")) == machine.source.read_bytes()

@@ -1,5 +1,7 @@
 """Serial consoles and logins are on the first port; parameters of the hardware go."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,10 @@ import pytest
 from p2v_sync.device.machine import Cpus, Machine
 from p2v_sync.device.storage import NOTHING_KNOWN
 from p2v_sync.fixup.console import SerialConsole
-from p2v_sync.fixup.guest import BootLoader, Guest, LoaderKind
+from p2v_sync.fixup.guest import BootLoader, Guest, Init, Kernel, LoaderKind
 from p2v_sync.fixup.kernel_parameters import HardwareModules, KernelParameters
-from p2v_sync.fixup.plan import Context, Severity
+from p2v_sync.fixup.plan import Context, Hypervisor, Severity, Target
+from p2v_sync.fixup.xen_console import XenConsole
 from p2v_sync.units import GIB
 from tests.contract.guests import PlainGuest
 
@@ -140,3 +143,71 @@ def test_a_cluster_that_fences_is_a_warning(tmp_path: Path) -> None:
     guest = PlainGuest(tmp_path, {"/etc/default/sbd": "SBD_WATCHDOG_DEV=/dev/watchdog\n"})
     (finding,) = guest.fix(context(), HardwareModules())
     assert finding.severity is Severity.WARNING
+
+
+# Xen's console.
+
+
+CONFIG = "/boot/config-6"
+JOB = "start on stopped rc\nexec /sbin/getty -8 38400 tty1\n"
+
+
+def on_xen(init: Init, config: str = CONFIG, hypervisor: Hypervisor = Hypervisor.XEN) -> Context:
+    kernels = (Kernel("6", config=config, is_default=True),)
+    known = replace(context().guest, init=init, kernels=kernels)
+    return replace(context(), guest=known, target=Target(hypervisor))
+
+
+def xen_guest(root: Path, files: Mapping[str, str]) -> PlainGuest:
+    config = {CONFIG: "#\nCONFIG_HVC_XEN=y\n", "/sbin/agetty": "", "/sbin/getty": ""}
+    return PlainGuest(root, {**config, **files})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("console=tty0 console=ttyS1", "console=tty0 console=ttyS1 console=hvc0"),
+        ("console=hvc0 console=tty0", "console=hvc0 console=tty0"),
+        ("quiet", "quiet"),
+    ],
+)
+def test_a_guest_of_xen_speaks_on_its_own_console(tmp_path: Path, before: str, after: str) -> None:
+    guest = xen_guest(tmp_path, {GRUB_CFG: grub(before)})
+    assert guest.fix(on_xen(Init.SYSTEMD), XenConsole()) == []
+    assert guest.text(GRUB_CFG) == grub(after)
+
+
+def test_it_logs_in_there(tmp_path: Path) -> None:
+    inittab = "id:2:initdefault:\n1:2345:respawn:/sbin/getty 38400 tty1\n"
+    guest = xen_guest(tmp_path, {"/etc/inittab": inittab, "/etc/init/tty1.conf": JOB})
+    guest.fix(on_xen(Init.SYSV), XenConsole())
+    assert guest.text("/etc/inittab") == (
+        f"{inittab}# BEGIN p2v F35-xen-console\n"
+        "hvc0:2345:respawn:/sbin/agetty -L 9600 hvc0 vt100\n"
+        "# END p2v F35-xen-console\n"
+    )
+    assert guest.text("/etc/init/hvc0.conf") == JOB.replace("tty1", "hvc0")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        on_xen(Init.SYSV, hypervisor=Hypervisor.KVM),
+        on_xen(Init.SYSV, config=""),
+        on_xen(Init.SYSV, config="/boot/none"),
+        on_xen(Init.SYSV, config="/sbin/agetty"),
+    ],
+    ids=["kvm", "no config", "no file", "no driver"],
+)
+def test_no_login_where_there_is_no_such_console(tmp_path: Path, where: Context) -> None:
+    files = {"/etc/inittab": "id:2:initdefault:\n", GRUB_CFG: grub("console=tty0")}
+    guest = xen_guest(tmp_path, files)
+    guest.fix(where, XenConsole())
+    assert {path: guest.text(path) for path in files} == files
+
+
+def test_one_login_is_enough(tmp_path: Path) -> None:
+    inittab = "co:2345:respawn:/sbin/getty 38400 hvc0\n"
+    guest = xen_guest(tmp_path, {"/etc/inittab": inittab})
+    guest.fix(on_xen(Init.SYSV), XenConsole())
+    assert guest.text("/etc/inittab") == inittab

@@ -113,6 +113,26 @@ def test_files_that_others_want_inside(tmp_path: Path) -> None:
     assert carried_out(tmp_path, FIXUP, context(), wanted) == ([], [])
 
 
+def test_debians_own_crypttab_names_what_lasts(tmp_path: Path) -> None:
+    """cryptsetup-initramfs keeps by-id, and what it could not resolve: that has gone in the VM."""
+    inside = initramfs.image(Generator.INITRAMFS_TOOLS, ("virtio_pci", "virtio_blk"))
+    baked = b"a_crypt /dev/sda3 none luks\nb /dev/disk/by-id/ata-x-part1 /cryptroot/b.key x\n"
+    inside += initramfs.archive({"cryptroot/crypttab": baked + b"c UUID=3 none luks\n"})
+    file = guest(tmp_path, inside)
+    (tmp_path / "etc").mkdir(exist_ok=True)
+    crypttab = "# d\na_crypt UUID=1 none luks,initramfs\nb UUID=2 /etc/b.key x\nc LABEL=3 none\n"
+    (tmp_path / "etc/crypttab").write_text(crypttab)
+    assert carried_out(tmp_path, FIXUP, context()) == ([], [IMAGE])
+    after = Kernelish(file.read_bytes()).files["cryptroot/crypttab"]
+    lines = [line.split() for line in after.decode().strip().split("\n")]
+    assert lines == [
+        ["a_crypt", "UUID=1", "none", "luks"],
+        ["b", "UUID=2", "/cryptroot/b.key", "x"],
+        ["c", "UUID=3", "none", "luks"],
+    ]
+    assert carried_out(tmp_path, FIXUP, context()) == ([], [])
+
+
 def test_programs_stay_executable(tmp_path: Path) -> None:
     image = initramfs.image(Generator.DRACUT, ("virtio_pci", "virtio_blk"))
     image += cpio.write([cpio.file("init", b"#!/bin/sh\n", 0o755)])

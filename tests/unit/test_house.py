@@ -25,7 +25,7 @@ LAYERS = (
     ("overlay",),
     ("engine", "fixup"),
     ("vm",),
-    ("jobs", "cutover", "guest_disks"),
+    ("jobs", "cutover", "guest_disks", "inquiry"),
     ("convert",),
     ("demo", "wizard"),
     ("cli",),

@@ -14,6 +14,7 @@ from p2v_receiver import codec, wire
 from p2v_receiver.delta import Delta, DeltaDamaged
 from p2v_receiver.target import TargetError
 from p2v_receiver.wire import ErrorCode, Json, ProtocolError, Run, Runs
+from tests.contract.channel_suite import wait_until
 from tests.contract.cutover import CHUNK, CutBench, runs_of
 from tests.contract.host import Host
 from tests.contract.lab import block_of, ram_directory
@@ -457,3 +458,71 @@ def test_who_may_not_starts_nothing(bench: CutBench) -> None:
         pytest.raises(TargetError, match="starts no programs"),
     ):
         cutover.act(message, b"")
+
+
+PATIENCE_S = 60.0
+CONVERT = {"action": "run", "hypervisor": "virt-v2v", "what": "convert", "name": "web"}
+
+
+@pytest.fixture
+def script(bench: CutBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is run instead of virt-v2v's script: it waits for the file ``go`` beside it."""
+    program = tmp_path / "virt-v2v-in-place"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("p2v_receiver.machine._PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("p2v_receiver.machine._ANSWER_S", 0.2)
+    path = bench.image.with_name("web.virt-v2v.sh")
+    path.write_text(
+        'cd "$(dirname "$0")"; echo $$ >pid; until [ -e go ]; do sleep 0.1; done; . ./go'
+    )
+    return path
+
+
+@pytest.mark.real_parts
+def test_a_program_that_takes_long_is_asked_again(bench: CutBench, script: Path) -> None:
+    with bench.take() as cutover:
+        assert "virt-v2v-in-place" in cutover.act({"action": "status"}, b"")["programs"]
+        assert cutover.act(CONVERT, b"")["output"] is None
+        assert cutover.act(CONVERT, b"")["output"] is None
+        script.with_name("go").write_text("echo all is well\n")
+        wait_until(lambda: cutover.act(CONVERT, b"")["output"] == "all is well", PATIENCE_S)
+
+
+@pytest.mark.real_parts
+def test_what_it_said_when_it_failed_is_told(bench: CutBench, script: Path) -> None:
+    script.with_name("go").write_text("echo no root found >&2; exit 1\n")
+    with bench.take() as cutover, pytest.raises(TargetError, match="failed: no root found"):
+        wait_until(lambda: cutover.act(CONVERT, b"")["output"] is not None, PATIENCE_S)
+
+
+@pytest.mark.real_parts
+def test_a_program_ends_with_the_session(bench: CutBench, script: Path) -> None:
+    with bench.take() as cutover:
+        while not script.with_name("pid").exists():
+            assert cutover.act(CONVERT, b"")["output"] is None
+    pid = int(script.with_name("pid").read_text())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), PATIENCE_S)
+
+
+@pytest.mark.real_parts
+def test_p8_virt_v2v_works_above_a_replica_only(bench: CutBench, script: Path) -> None:
+    script.with_name("go").touch()
+    sent(bench, {0: block_of("new")})
+    act(bench, FIRST)
+    with pytest.raises(TargetError, match="has a delta that is applied"):
+        act(bench, CONVERT)
+    act(bench, SECOND)
+    assert act(bench, CONVERT)["output"] == ""
+
+
+def test_p9_what_virt_v2v_made_is_moved_aside_by_a_rollback_and_by_a_pass(bench: CutBench) -> None:
+    parts: list[Callable[[], object]] = [lambda: act(bench, SECOND), lambda: bench.fill("x")]
+    for number, part in enumerate(parts, 1):
+        bench.image.with_suffix(".qcow2").write_bytes(b"converted")
+        part()
+        aside = [*bench.image.parent.glob("*.qcow2.aside-*")]
+        assert len(aside) == number
+        assert {path.read_bytes() for path in aside} == {b"converted"}
+        assert not bench.image.with_suffix(".qcow2").exists()
+        assert bench.is_replica()

@@ -448,7 +448,7 @@ def test_p10_a_second_run_is_refused(bench: Bench) -> None:
     with bench.work(run="one"):
         started = time.monotonic()
         refused(bench, ErrorCode.LOCKED, f"process {os.getpid()}", run="two")
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
     with bench.work(run="two"):
         pass
 

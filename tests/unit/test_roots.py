@@ -239,6 +239,23 @@ def test_what_fstab_does_not_name_is_known_by_its_type(lab: Lab) -> None:
     assert mounted[1:] == [("sda-part3", "/boot"), ("sda-part2", "/efi")]
 
 
+def test_what_was_opened_is_called_as_the_crypttab_says(lab: Lab) -> None:
+    fstab = "/dev/mapper/sda5_crypt / ext4 x 0 1\n/dev/mapper/logs /var ext4 defaults 0 2\n"
+    crypttab = "# x\nsda5_crypt /dev/sda5 none luks\nlogs UUID=sda6 none luks\nsda7 UUID=no x\n"
+    more = f"=== /var/\n=== /etc/crypttab\n{crypttab}"
+    for number in (5, 6):
+        lab.volumes.append(part("sda", number, "crypto_LUKS"))
+    opened = [
+        Volume(f"/dev/mapper/p2v-luks-{each}", "", 0, "ext4", aliases=(f"mapper/luks-{each}",))
+        for each in ("sda5", "sda6")
+    ]
+    root = lab.add(opened[0], system("A", fstab, more))
+    lab.add(opened[1], "=== /log/\n")
+    mounter = lab.mounter
+    assert mount_guest(Root(root), lab.storage, mounter, lab.point, writable=True) == ()
+    assert [device for device, *_ in mounter.log] == [each.device for each in opened]
+
+
 def test_a_link_in_the_guest_moves_no_mount_out_of_it(lab: Lab, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -204,7 +204,7 @@ def test_virt_v2v_never_sees_the_replica() -> None:
         if element.get("file")
     ]
     assert len(paths) == 2
-    assert all(path.endswith(".img.virt-v2v.qcow2") for path in paths)
+    assert [path.rpartition("/")[2] for path in paths] == ["sda.qcow2", "sdb.qcow2"]
     result = ET.fromstring(found["web01.virt-v2v-result.xml"])
     assert [
         element.get("file") for element in result.iter("source") if element.get("file")

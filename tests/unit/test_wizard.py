@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -16,11 +17,13 @@ from p2v_sync.wizard.flow import (
     DiskChoice,
     Input,
     Known,
+    KnownJob,
     Menu,
     Page,
     Situation,
     Values,
     default_of,
+    is_end_of_network,
     summary,
     torn_apart,
 )
@@ -70,13 +73,13 @@ def nothing_wrong(key: str, values: Values) -> str:
 
 
 def run(script: Script, given: Values | None = None, situation: Situation = SITUATION) -> Values:
-    values = converse(script, given or {}, situation, nothing_wrong)
+    values = converse(script, given or {}, lambda *_: situation, nothing_wrong)
     assert not script._replies
     return values
 
 
 def test_a_conversion_with_what_was_found() -> None:
-    script = Script(["dhcp", "eno2", "root@host:/srv/vm", *[DEFAULT] * 9])
+    script = Script(["dhcp", (), "eno2", "", "root@host:/srv/vm", *[DEFAULT] * 9])
     assert run(script) == {
         "network.mode": "dhcp",
         "network.interface": "eno2",
@@ -109,6 +112,7 @@ def test_back_works_everywhere_and_shows_what_was_typed() -> None:
     one = replace(SITUATION, interfaces=())
     forth: list[Reply | Way] = [
         "dhcp",
+        "7",
         "root@h:/d",
         ("sda",),
         "convert",
@@ -121,19 +125,20 @@ def test_back_works_everywhere_and_shows_what_was_typed() -> None:
     first = Script([*forth, DEFAULT, ""])
     values = run(first, situation=one)
     # From the summary back to the very first page, and forth again with what is shown.
-    back = Script([*forth, DEFAULT, *[Way.BACK] * 10, "dhcp", *[DEFAULT] * 9, ""])
+    back = Script([*forth, DEFAULT, *[Way.BACK] * 11, *[DEFAULT] * 11, ""])
     shown = run(back, situation=one)
-    assert {**shown, "action": "convert", "post": "shell"} == values
-    assert [type(page) for page in back.pages[:11]] == [type(page) for page in first.pages]
+    assert shown == values
+    assert [type(page) for page in back.pages[:12]] == [type(page) for page in first.pages]
 
 
 def test_a_later_change_drops_what_became_pointless() -> None:
-    replies: list[Reply | Way] = ["static", "eno1", "192.0.2.7/24", "", ""]
-    back = [Way.BACK] * 5
-    values = run(
-        Script([*replies, *back, "dhcp", "eno1", "h:/d", ("sda",), "sync", "n", "shell", ""])
-    )
-    assert "network.address" not in values
+    replies: list[Reply | Way] = ["static", (), "eno1", "", "192.0.2.7/24", "", ""]
+    back = [Way.BACK] * 7
+    bond = ("eno1", "eno2")
+    rest: list[Reply | Way] = ["h:/d", ("sda",), "sync", "n", "shell", ""]
+    values = run(Script([*replies, *back, "dhcp", bond, "", *rest]))
+    assert values["network.bond"] == bond
+    assert not {"network.address", "network.interface", "network.vlan"} & {*values}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,8 @@ def test_an_answer_that_does_not_hold_is_asked_again() -> None:
         return ""
 
     script = Script(["none", "a:/d", "b:/d", ("sda",), "sync", "n", "shell", ""])
-    values = converse(script, {}, replace(SITUATION, is_online=True), check)
+    online = replace(SITUATION, is_online=True)
+    values = converse(script, {}, lambda *_: online, check)
     assert script.complaints == ["no route to host"]
     assert values["target"] == "b:/d"
 
@@ -185,12 +191,94 @@ def test_alone_it_names_what_nobody_can_know() -> None:
         answer_alone({"target": "h:/d"}, replace(SITUATION, disks=()))
 
 
-def test_a_known_machine_is_offered_its_cutover() -> None:
-    known = replace(SITUATION, known_job="web01-old")
-    page = next(step for step in STEPS if step.key == "action").page(Known({}, known))
+def test_a_vlan_of_a_bond_with_a_static_address_is_askable() -> None:
+    network: list[Reply | Way] = ["static", ("eno1", "eno2"), "7", "192.0.2.7/24", "192.0.2.1", ""]
+    values = run(Script([*network, "h:/d", ("sda",), "sync", "n", "shell", ""]))
+    assert {key: value for key, value in values.items() if key.startswith("network.")} == {
+        "network.mode": "static",
+        "network.bond": ("eno1", "eno2"),
+        "network.vlan": 7,
+        "network.address": "192.0.2.7/24",
+        "network.gateway": "192.0.2.1",
+    }
+
+
+def test_a_bond_of_one_is_none() -> None:
+    script = Script(["dhcp", ("eno1",), (), "eno1", "9999", "", "h:/d"])
+    with pytest.raises(Interrupted):
+        run(script)
+    assert [each.partition(":")[2] for each in script.complaints] == [
+        " must be two interfaces or more",
+        " must be from 1 to 4094",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "last"),
+    [
+        ({"network.mode": "none"}, "network.mode"),
+        ({"network.mode": "dhcp"}, "network.vlan"),
+        ({"network.mode": "static"}, "network.dns"),
+    ],
+)
+def test_the_network_is_tried_after_its_last_page(values: Values, last: str) -> None:
+    known = Known(values, SITUATION)
+    ends = [each.key for each in STEPS if each.is_due(known)]
+    assert [key for key in ends if is_end_of_network(key, known, {})] == [last]
+
+
+# What the receiver has.
+
+
+def page_of(key: str, situation: Situation) -> Page:
+    return next(step for step in STEPS if step.key == key).page(Known({}, situation))
+
+
+def knowing(*disks: str, refusal: str = "") -> Situation:
+    return replace(SITUATION, known_job=KnownJob("web01", disks, refusal))
+
+
+def test_a_known_machine_is_offered_to_go_on() -> None:
+    page = page_of("action", knowing("sda: pass 1, unfinished at 38 %"))
     assert isinstance(page, Menu)
-    assert page.default == "cutover"
-    assert "web01-old" in page.text
+    assert page.default == "sync"
+    assert "web01" in page.text
+    assert "unfinished at 38 %" in page.text
+    assert [choice.tag for choice in page.choices] == ["sync", "cutover"]
+    name = page_of("name", knowing("sda: pass 1, unfinished at 38 %"))
+    assert isinstance(name, Input)
+    assert name.default == "web01"
+    assert "unfinished at 38 %" in name.text
+
+
+def test_of_many_disks_a_few_are_shown() -> None:
+    page = page_of("action", knowing(*(f"sd{each}: pass 1, complete" for each in "abcdefgh")))
+    assert "sdd" in page.text
+    assert "sde" not in page.text
+    assert "and 4 more" in page.text
+
+
+@pytest.mark.parametrize("known", [None, KnownJob("web01")])
+def test_a_machine_that_nobody_knows_is_copied(known: KnownJob | None) -> None:
+    page = page_of("action", replace(SITUATION, known_job=known))
+    assert isinstance(page, Menu)
+    assert page.default == "convert"
+
+
+def test_a_name_that_is_another_machines_is_not_suggested() -> None:
+    situation = knowing(refusal="job web01 at the host is another machine's")
+    page = page_of("name", situation)
+    assert isinstance(page, Input)
+    assert page.default == "web01-2"
+    assert "another machine's" in page.text
+    action = page_of("action", situation)
+    assert isinstance(action, Menu)
+    assert action.default == "convert"
+
+
+def test_the_summary_says_what_is_there() -> None:
+    values: Values = {"disks": ("sdb",), "target": "h:/d", "action": "sync", "name": "web01"}
+    assert "pass 3, complete" in summary(Known(values, knowing("sdb: pass 3, complete")))
 
 
 def test_disks_that_belong_together() -> None:
@@ -207,8 +295,9 @@ def test_disks_that_belong_together() -> None:
 
 def test_pages_fit_a_small_terminal() -> None:
     values: Values = {"disks": ("all",), "target": "root@host:/srv/vm", "action": "convert"}
-    for step in STEPS:
-        page = step.page(Known(values, SITUATION))
+    there = knowing(*["sda: pass 3, complete, of 2026-11-20, cut over as qcow2"] * 5)
+    for step, situation in product(STEPS, (SITUATION, there)):
+        page = step.page(Known(values, situation))
         lines = page.text.splitlines()
         assert max(map(len, lines)) <= 72, step.key
         rows = len(page.choices) if isinstance(page, Menu | Checklist) else 1

@@ -2,16 +2,20 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from p2v_sync.device.machine import Machine, Nic
+from p2v_sync.device.machine_facts import read_machine
 from p2v_sync.errors import ConnectFailed, Interrupted, P2vError, PreseedError, SourceMissing
 from p2v_sync.units import GIB
+from p2v_sync.wizard import hooks as hooks_of
 from p2v_sync.wizard import live, network
-from p2v_sync.wizard.flow import DiskChoice, Situation
+from p2v_sync.wizard.flow import DiskChoice, Situation, Values
+from p2v_sync.wizard.job import sources_of
 from p2v_sync.wizard.settings import Value
 from p2v_sync.wizard.situation import default_name
 from p2v_sync.wizard.together import Contents
@@ -106,13 +110,13 @@ def hooks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The hooks that ran, by name, with the status they were told."""
     ran: list[str] = []
 
-    def capture(argv: list[str], **_: object) -> str:
-        told = dict(each.split("=", 1) for each in argv[1:-3])
-        ran.append(f"{names[argv[-1]]} {told.get('P2V_STATUS', '')}".strip())
+    def capture(argv: list[str], *, environ: Mapping[str, str], timeout_s: float) -> str:
+        assert timeout_s
+        ran.append(f"{names[argv[-1]]} {environ.get('P2V_STATUS', '')}".strip())
         return ""
 
     names = {"true": "fail", "p": "pre", "q": "post"}
-    monkeypatch.setattr("p2v_sync.wizard.live.run.capture", capture)
+    monkeypatch.setattr("p2v_sync.wizard.hooks.run.capture", capture)
     return ran
 
 
@@ -121,10 +125,14 @@ def session(given: live.Given, situation: Situation = ONLINE) -> live.Session:
 
 
 def through(wizard: live.Session) -> None:
-    live.with_hooks(wizard.given, wizard.values, no_work)
+    hooks_of.with_hooks(wizard.given, wizard.values, no_work, no_log)
 
 
 def no_work(values: dict[str, Value]) -> None:
+    del values
+
+
+def no_log(values: Values) -> None:
     del values
 
 
@@ -141,7 +149,7 @@ def failing(error: Exception) -> Callable[[dict[str, Value]], None]:
 
 def test_the_hooks_of_a_run_that_succeeds(hooks: list[str]) -> None:
     values = {**HOOKED, "post": "poweroff"}
-    assert live.with_hooks(HOOKED.copy, lambda: dict(values), no_work) == values
+    assert hooks_of.with_hooks(HOOKED.copy, lambda: dict(values), no_work, no_log) == values
     assert hooks == ["pre", "post"]
 
 
@@ -150,13 +158,13 @@ def test_the_hooks_of_a_run_that_succeeds(hooks: list[str]) -> None:
 )
 def test_the_fail_hook_of_a_run_that_fails(error: Exception, status: int, hooks: list[str]) -> None:
     with pytest.raises(type(error)):
-        live.with_hooks(HOOKED.copy, lambda: HOOKED, failing(error))
+        hooks_of.with_hooks(HOOKED.copy, lambda: HOOKED, failing(error), no_log)
     assert hooks == ["pre", f"fail {status}"]
 
 
 def test_leaving_is_no_failure(hooks: list[str]) -> None:
     with pytest.raises(Interrupted):
-        live.with_hooks(HOOKED.copy, lambda: HOOKED, failing(Interrupted("left")))
+        hooks_of.with_hooks(HOOKED.copy, lambda: HOOKED, failing(Interrupted("left")), no_log)
     assert hooks == ["pre"]
 
 
@@ -198,8 +206,8 @@ def test_what_is_wrong_with_a_fetched_preseed_fires_its_own_fail_hook(
 
 def test_a_disk_that_is_not_there_is_named_before_anything_is_done() -> None:
     with pytest.raises(PreseedError, match="there is no disk sdz"):
-        live.sources_of({"disks": ("sda", "sdz")}, ONLINE)
-    assert live.sources_of({"disks": ("all",)}, ONLINE) == (Path("/dev/sda"), Path("/dev/nvme0n1"))
+        sources_of({"disks": ("sda", "sdz")}, ONLINE)
+    assert sources_of({"disks": ("all",)}, ONLINE) == (Path("/dev/sda"), Path("/dev/nvme0n1"))
 
 
 def lsblk(**disks: tuple[str, str]) -> str:
@@ -229,6 +237,14 @@ def test_sets_that_share_a_disk_are_one() -> None:
     one = json.loads(lsblk(sda=(raid, "A"), sdb=(raid, "A"), sdc=(raid, "B")))
     one["blockdevices"][1]["children"].append({"name": "sdb2", "fstype": raid, "uuid": "B"})
     assert Contents(json.dumps(one)).kept_with("sda") == ("sdb", "sdc")
+
+
+def test_the_medium_is_none_of_the_disks() -> None:
+    """Also where nothing of it is mounted; a disk that only has its name is no medium."""
+    medium = {"name": "sdb", "fstype": "iso9660", "label": "P2V-SYNC", "uuid": "2026"}
+    disks = [medium, {**medium, "name": "sda", "fstype": "ext4"}, {**medium, "name": "sdc"}]
+    disks[2]["label"] = "DEBIAN"
+    assert Contents(json.dumps({"blockdevices": disks})).media == {"sdb"}
 
 
 @pytest.mark.parametrize("said", ["", "[]", "{}", '{"blockdevices": [7]}', "{"])
@@ -261,3 +277,31 @@ def test_the_same_machine_is_called_the_same_after_the_next_boot(
     machine: Machine, name: str
 ) -> None:
     assert default_name(machine) == name
+
+
+@pytest.mark.parametrize(
+    ("serial", "uuid", "name"),
+    [
+        ("To be filled by O.E.M.", "4c4c4544-0046-3510-8047-b4c04f364831", "4c4c4544-0046"),
+        ("Default string", "03000200-0400-0500-0006-000700080009", "525400000001"),
+        ("System Serial Number", "ffffffff-ffff-ffff-ffff-ffffffffffff", "525400000001"),
+        ("0123456789", "00000000-0000-0000-0000-000000000000", "525400000001"),
+    ],
+)
+def test_what_makers_leave_in_is_no_identity(
+    serial: str, uuid: str, name: str, tmp_path: Path
+) -> None:
+    """Two machines of one model must not get one name from what their boards have in common."""
+    sys_root, proc_root = tmp_path / "sys", tmp_path / "proc"
+    files = {
+        sys_root / "class/dmi/id/product_name": "X10",
+        sys_root / "class/dmi/id/product_serial": serial,
+        sys_root / "class/dmi/id/product_uuid": uuid,
+        proc_root / "sys/kernel/hostname": "p2v-live",
+    }
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    (sys_root / "block").mkdir()
+    machine = replace(read_machine(sys_root, proc_root), nics=(Nic("eno1", "52:54:00:00:00:01"),))
+    assert default_name(machine).startswith(f"X10-{name}")

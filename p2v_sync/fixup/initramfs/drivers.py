@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from p2v_sync.errors import GuestFileError
+from p2v_sync.fixup.crypttab import BAKED, CRYPTTAB, with_lasting_sources
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.guest import Driver, Generator, Guest, Kernel, LoaderKind
 from p2v_sync.fixup.initramfs import addition, buses, modules
 from p2v_sync.fixup.initramfs.contents import Contents, examine
 from p2v_sync.fixup.initramfs.modules import OPTIONS, Modules
 from p2v_sync.fixup.plan import Context, Finding, Severity
-from p2v_sync.units import MIB
+from p2v_sync.units import MIB, format_size
 
 IMAGE_MOST = 512 * MIB
 _KERNELS_MOST = 5  # the default one first
@@ -68,6 +69,17 @@ def looks(draft: Draft, guest: Guest) -> Iterator[Look]:
         yield look_at(draft, kernel, guest)
 
 
+def append(draft: Draft, look: Look, data: bytes) -> None:
+    """Let its initramfs have ``data`` behind it.  Raises ValueError when there is no room."""
+    room = draft.room(look.kernel.initramfs)
+    if len(data) > room:
+        raise ValueError(
+            f"the file system of {look.kernel.initramfs} is too full: {format_size(len(data))} more"
+            f" are needed, and {format_size(max(room, 0))} can be used"
+        )
+    draft.append(look.kernel.initramfs, data)
+
+
 def not_found(key: str, context: Context, look: Look, reason: str) -> Finding:
     """What it means that a kernel can't have the drivers it needs."""
     wanted = buses.described(context.target)
@@ -112,10 +124,7 @@ class InitramfsDrivers:
         reason = look.reason
         try:
             if not reason:
-                draft.append(
-                    look.kernel.initramfs,
-                    _addition(draft, contents, look.installed, names, files),
-                )
+                append(draft, look, _addition(draft, contents, look.installed, names, files))
         except (FileNotFoundError, GuestFileError, ValueError) as error:
             reason = str(error)
         if reason and names:
@@ -146,9 +155,13 @@ def _addition(
 
 def _wanted_by_others(draft: Draft, contents: Contents) -> dict[str, bytes]:
     """What other fix-ups want inside, and is not yet."""
+    wanted = dict(draft.for_initramfs)
+    if baked := contents.data(BAKED):
+        text = with_lasting_sources(baked.decode("latin-1"), draft.text_or_empty(CRYPTTAB))
+        wanted[BAKED] = text.encode("latin-1")
     return {
         path.lstrip("/"): data
-        for path, data in draft.for_initramfs.items()
+        for path, data in wanted.items()
         # What replaced a longer file may have been filled up.
         if (contents.data(path) or b"").rstrip(b"\n") != data.rstrip(b"\n")
     }

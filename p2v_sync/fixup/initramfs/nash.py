@@ -5,14 +5,14 @@ udev and no modprobe inside.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from p2v_sync.errors import GuestFileError
 from p2v_sync.fixup.draft import Draft
 from p2v_sync.fixup.guest import Driver, Generator
 from p2v_sync.fixup.initramfs import addition, buses
 from p2v_sync.fixup.initramfs.contents import Contents
-from p2v_sync.fixup.initramfs.drivers import Look, looks, not_found
+from p2v_sync.fixup.initramfs.drivers import Look, append, looks, not_found
 from p2v_sync.fixup.initramfs.modules import module_name
 from p2v_sync.fixup.plan import Context, Finding
 
@@ -39,13 +39,9 @@ class NashInit:
     def _kernel(
         self, draft: Draft, context: Context, look: Look, contents: Contents
     ) -> Iterator[Finding]:
-        init = contents.data("init")
-        text = (init or b"").decode("latin-1")
+        text = _init(contents)
         loaded = {module_name(path) for path in _INSMOD.findall(text)}
-        drivers = {
-            name: Driver.MODULE if state is Driver.INITRAMFS and name not in loaded else state
-            for name, state in look.drivers.items()
-        }
+        drivers = loaded_drivers(look)
         wanted = buses.ways(context.target)
         if buses.is_ready(drivers, wanted):
             return
@@ -60,6 +56,25 @@ class NashInit:
             reason = str(error)
         if reason:
             yield not_found(self.key, context, look, reason)
+
+
+def _init(contents: Contents) -> str:
+    return (contents.data("init") or b"").decode("latin-1")
+
+
+def loaded_drivers(look: Look) -> Mapping[str, Driver]:
+    """Where a kernel has each driver; one that nash is not told to load is no more than a module.
+
+    Also of an initramfs with udev, which loads all that is inside.
+    """
+    contents = look.contents
+    if contents is None or contents.generator is not Generator.MKINITRD_RH:
+        return look.drivers
+    loaded = {module_name(path) for path in _INSMOD.findall(_init(contents))}
+    return {
+        name: Driver.MODULE if state is Driver.INITRAMFS and name not in loaded else state
+        for name, state in look.drivers.items()
+    }
 
 
 def _insert(draft: Draft, look: Look, contents: Contents, what: list[str]) -> None:
@@ -77,7 +92,7 @@ def _insert(draft: Draft, look: Look, contents: Contents, what: list[str]) -> No
             )
         lines += f'echo "Loading {file} module"\ninsmod /lib/{file}\n'
     files["init"] = with_lines(text, lines).encode("latin-1")
-    draft.append(look.kernel.initramfs, addition.archive(contents, files))
+    append(draft, look, addition.archive(contents, files))
 
 
 def with_lines(text: str, lines: str) -> str:
