@@ -1,17 +1,13 @@
 """The guests, built when a test first wants one, and what these tests need."""
 
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 
 from tests.contract.lab_kernel import NEEDS_LAB_KERNEL
 from tests.vm import machines, recipes
+from tests.vm.cache import CACHE
 from tests.vm.guests import Guest, Workshop
-
-# Now, while HOME and XDG_CACHE_HOME still are the user's.
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2v-sync"
 
 _PROGRAMS = (
     *(machines.QEMU, "mmdebstrap", "zstd", "mkfs.vfat", "sfdisk", "lvm"),

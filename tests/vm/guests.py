@@ -4,18 +4,17 @@ A base (mmdebstrap), unpacked; the recipe's files and an initramfs without virti
 its disks (layouts.py); and one boot that installs GRUB.  Needs root, and no device of this machine.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.vm import machines, recipes
+from tests.vm.cache import made_once
 from tests.vm.layouts import make_disks, run
 from tests.vm.machines import Kernel, Machine
 from tests.vm.recipes import Recipe
@@ -44,19 +43,19 @@ class Guest:
 
 
 class Workshop:
-    """Builds what the cache does not have, one process at a time."""
+    """Builds what the cache does not have."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        cache.mkdir(parents=True, exist_ok=True)
 
     def guest(self, recipe: Recipe) -> Guest:
         sources = [_HERE / f"{name}.py" for name in ("guests", "recipes", "layouts", "volumes")]
-        key = _digest(repr(recipe), *(path.read_text() for path in sources))
-        directory = self._cache / f"guest-{recipe.name}-{key}"
-        with self._kept(directory) as new:
-            if new is not None:
-                _build(recipe, self._base(recipe.packages), new)
+        directory = made_once(
+            self._cache,
+            f"guest-{recipe.name}",
+            (repr(recipe), *(path.read_text() for path in sources)),
+            lambda new: _build(recipe, self._base(recipe.packages), new),
+        )
         variables = directory / "variables.fd"
         images = tuple(sorted(directory.glob("disk*.img")))
         return Guest(recipe, images, variables if recipe.is_uefi else None)
@@ -64,38 +63,17 @@ class Workshop:
     def _base(self, more: Sequence[str]) -> Path:
         """``more``: packages beside those that every guest has."""
         packages = (*recipes.PACKAGES, *more)
+        wanted = (recipes.SUITE, *packages, *recipes.LEFT_OUT)
         kind = "more" if more else "base"
-        directory = self._cache / f"{kind}-{_digest(recipes.SUITE, *packages, *recipes.LEFT_OUT)}"
-        with self._kept(directory) as new:
-            if new is not None:
-                left_out = (f"--dpkgopt=path-exclude={each}" for each in recipes.LEFT_OUT)
-                include = f"--include={','.join(packages)}"
-                argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include]
-                run([*argv, *left_out, recipes.SUITE, str(new / "base.tar.zst")])
+        directory = made_once(self._cache, kind, wanted, lambda new: _make_base(packages, new))
         return directory / "base.tar.zst"
 
-    @contextlib.contextmanager
-    def _kept(self, directory: Path) -> Iterator[Path | None]:
-        """A new directory to fill, which then gets its name; None when it is there already.
 
-        Its predecessors, made from an older recipe, are removed.
-        """
-        kind = directory.name.rpartition("-")[0]
-        with (self._cache / f"{kind}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if directory.exists():
-                yield None
-                return
-            for old in self._cache.glob(f"{kind}-*"):
-                shutil.rmtree(old)
-            new = self._cache / f"{directory.name}-new"
-            new.mkdir()
-            yield new
-            new.rename(directory)
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+def _make_base(packages: Sequence[str], directory: Path) -> None:
+    left_out = (f"--dpkgopt=path-exclude={each}" for each in recipes.LEFT_OUT)
+    include = f"--include={','.join(packages)}"
+    argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", include]
+    run([*argv, *left_out, recipes.SUITE, str(directory / "base.tar.zst")])
 
 
 def _build(recipe: Recipe, base: Path, directory: Path) -> None:

@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 LIMIT_S = 720.0  # for one boot; a tenth of it is enough on a machine that does nothing else
 QEMU = "qemu-system-x86_64"
+CPU = "qemu64"  # has no AVX, whose emulation is slow
 OVMF = Path("/usr/share/OVMF")
 _POLL_S = 0.5
 _TAIL = 3000  # characters of the console in messages
@@ -92,41 +93,50 @@ def boot(
     kernel: Kernel | None = None,
     limit_s: float = LIMIT_S,
 ) -> Boot:
-    """Boot, once more after a timeout: emulated machines lock up now and then.
+    """Boot to the end.  The images (raw or qcow2, by suffix) and variables are left as they are
+    unless ``keep``."""
 
-    The images (raw or qcow2, by suffix) and variables are left as they are unless ``keep``.
-    """
+    def argv(directory: Path) -> list[str]:
+        return [
+            *_board(machine, mac),
+            *_firmware(machine, directory, keep=keep),
+            *_disks(machine, images, keep=keep),
+            *_boot_arguments(kernel),
+        ]
+
+    return _boot(argv, limit_s, machine.passphrase)
+
+
+def boot_script(script: Path, *, limit_s: float = LIMIT_S) -> Boot:
+    """Boot the machine that a script of ``vm.qemu`` describes; its images are left as they are."""
+    # For a host without KVM and without a screen; else it is the machine as it was written.
+    host = ("-machine", "accel=tcg", "-cpu", CPU, "-display", "none", "-no-reboot", "-snapshot")
+    return _boot(lambda _: ["sh", str(script), *host], limit_s)
+
+
+def _boot(argv: Callable[[Path], Sequence[str]], limit_s: float, passphrase: str = "") -> Boot:
+    """``argv``: of QEMU, which may use the directory.  Once more after a timeout: emulated machines
+    lock up now and then."""
     with tempfile.TemporaryDirectory(prefix="p2v-vm-") as name:
-        first = _boot_once(machine, images, mac, Path(name), (keep, kernel, limit_s))
+        first = _boot_once(argv(Path(name)), Path(name), limit_s, passphrase)
     if first.end != "timeout":
         return first
     with tempfile.TemporaryDirectory(prefix="p2v-vm-") as name:
-        second = _boot_once(machine, images, mac, Path(name), (keep, kernel, limit_s))
+        second = _boot_once(argv(Path(name)), Path(name), limit_s, passphrase)
     return replace(second, attempts=2)
 
 
-def _boot_once(
-    machine: Machine,
-    images: Sequence[Path],
-    mac: str,
-    directory: Path,
-    options: tuple[bool, Kernel | None, float],
-) -> Boot:
-    keep, kernel, limit_s = options
+def _boot_once(argv: Sequence[str], directory: Path, limit_s: float, passphrase: str) -> Boot:
     console, report, complaint = (directory / each for each in ("console", "report", "stderr"))
-    argv = [
-        *_board(machine, mac),
-        *_firmware(machine, directory, keep=keep),
-        *_disks(machine, images, keep=keep),
-        *_boot_arguments(kernel),
-        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
-        *("-serial", f"file:{report}"),
-    ]
     started = time.monotonic()
     with console.open("wb") as screen, complaint.open("wb") as stderr:
         # Its snapshots would go to /var/tmp.
         process = subprocess.Popen(
-            argv,
+            [
+                *argv,
+                *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+                *("-serial", f"file:{report}"),
+            ],
             stdin=subprocess.PIPE,
             stdout=screen,
             stderr=stderr,
@@ -134,7 +144,7 @@ def _boot_once(
         )
         with process:
             try:
-                end = _watch(process, console, machine.passphrase, started + limit_s)
+                end = _watch(process, console, passphrase, started + limit_s)
             finally:
                 process.kill()
     seconds = time.monotonic() - started
@@ -175,12 +185,11 @@ def stuck_at(console: str) -> str | None:
 
 
 def _board(machine: Machine, mac: str) -> list[str]:
-    """qemu64 has no AVX, whose emulation is slow."""
     return [
         *(QEMU, "-nodefaults", "-display", "none", "-no-reboot"),
         # Without graphics the BIOS and GRUB use the serial port.  The BIOS's way of reading an AHCI
         # disk through SMM hangs in emulation.
-        *("-machine", "q35,graphics=off,smm=off", "-accel", "tcg,thread=multi", "-cpu", "qemu64"),
+        *("-machine", "q35,graphics=off,smm=off", "-accel", "tcg,thread=multi", "-cpu", CPU),
         *("-smp", "2", "-m", "1024", "-netdev", "user,id=net"),
         *("-device", f"{machine.nic},netdev=net,mac={mac},addr={machine.slot:#x},romfile="),
     ]
