@@ -38,7 +38,7 @@ LIVECD_PACKAGES := mmdebstrap squashfs-tools xorriso grub-common grub-pc-bin gru
 BENCH_PACKAGES := rsync netcat-openbsd zstd nbdkit libnbd-bin qemu-utils \
 	openssh-server openssh-client coreutils libxxhash0 libzstd1
 
-.PHONY: help demo test e2e torture bench lint pyz man lock clean \
+.PHONY: help demo test e2e e2e-all torture bench lint pyz man lock clean \
 	demo-packages test-packages e2e-packages bench-packages
 
 help:
