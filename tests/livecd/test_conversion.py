@@ -140,6 +140,6 @@ def test_a_server_is_cut_off_resumed_converted_and_cut_over(
         "link with all digests and the delta"
     )
     assert sent <= 1.5 * _CHANGE
-    assert on_link <= 1.5 * _CHANGE + 24 * MIB
+    assert on_link <= 1.5 * _CHANGE + 8 * MIB
     assert digest(disk) == before
     tell(assert_runs_from_its_script(guest, images))
