@@ -44,7 +44,7 @@ help:
 	@echo 'make demo    replicate a small disk over a link that breaks, and show what happens'
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
 	@echo 'make e2e     real guests in emulated machines (as root: takes minutes, and 2 GiB of cache)'
-	@echo 'make e2e-all that, more guests, and the live CD built and booted (half an hour more)'
+	@echo 'make e2e-all that, three more guests, and the live CD built and booted (takes long)'
 	@echo 'make torture what can go wrong, at length: kills, power cuts, faults, bad links and disks'
 	@echo 'make bench   measure against the peers on this machine, and draw the chart'
 	@echo 'make lint    ruff and mypy alone'
