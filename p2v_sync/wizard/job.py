@@ -12,26 +12,29 @@ from p2v_sync.convert import ConvertConfig
 from p2v_sync.errors import PreseedError, StateError
 from p2v_sync.fixup.plan import Hypervisor, Target
 from p2v_sync.inquiry import Inquiry
+from p2v_sync.overlay import luks
 from p2v_sync.transport.ask import Ask
 from p2v_sync.vm.network import Networks, parse_networks
 from p2v_sync.wizard.flow import Situation, Values
 from p2v_sync.wizard.settings import ALL
 
+# A secret among the answers → the variable that the run takes it from.
+_VARIABLES = {"login.token": "P2V_TOKEN", "login.luks": luks.VARIABLE}
+
 
 @contextlib.contextmanager
 def login(values: Values) -> Iterator[Connection]:
-    """How to reach the receiver; the token is in the environment meanwhile, not in a file."""
-    token, before = values.get("login.token"), os.environ.get("P2V_TOKEN")
-    if token is not None:
-        os.environ["P2V_TOKEN"] = str(token)
+    """How to reach the receiver; secrets are in the environment meanwhile, not in files."""
+    given = {variable: str(values[key]) for key, variable in _VARIABLES.items() if values.get(key)}
+    before = {name: os.environ[name] for name in given if name in os.environ}
+    os.environ.update(given)
     identity = values.get("login.identity")
     try:
         yield Connection(identity_file=Path(str(identity)) if identity else None)
     finally:
-        if token is not None:
-            os.environ.pop("P2V_TOKEN")
-        if before is not None:
-            os.environ["P2V_TOKEN"] = before
+        for name in given:
+            os.environ.pop(name)
+        os.environ.update(before)
 
 
 def copied_disks(values: Values, situation: Situation) -> list[str]:

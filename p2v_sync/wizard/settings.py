@@ -197,6 +197,7 @@ _SETTINGS = (
     Setting("vm.network", _text, "Which NIC goes to which network: eth0=br0,eth1=br1"),
     Setting("vm.start", _truth, "Define and start it when all is done"),
     Setting("login.token", _text, "Token of a tcp:// receiver", is_secret=True),
+    Setting("login.luks", _text, "Passphrase of encrypted disks, to look into", is_secret=True),
     Setting("login.identity", _text, "File on the medium with the private key for ssh"),
     Setting("login.host_key", _text, "The ssh host's public key, as a line of known_hosts"),
     Setting("hooks.pre", _text, "Command before the run"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from p2v_sync.wizard import hooks as hooks_of
 from p2v_sync.wizard import live, network
 from p2v_sync.wizard.conversation import Way
 from p2v_sync.wizard.flow import DiskChoice, Situation, Values, default_of
-from p2v_sync.wizard.job import sources_of
+from p2v_sync.wizard.job import login, sources_of
 from p2v_sync.wizard.settings import Value
 from p2v_sync.wizard.situation import default_name
 from p2v_sync.wizard.together import Contents
@@ -446,3 +447,14 @@ def test_what_makers_leave_in_is_no_identity(
     (sys_root / "block").mkdir()
     machine = replace(read_machine(sys_root, proc_root), nics=(Nic("eno1", "52:54:00:00:00:01"),))
     assert default_name(machine).startswith(f"X10-{name}")
+
+
+def test_secrets_are_in_the_environment_of_the_run_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("P2V_TOKEN", "of the shell")
+    monkeypatch.delenv("P2V_LUKS_PASSPHRASE", raising=False)
+    with login({"login.token": "t", "login.luks": "open sesame"}):
+        assert (os.environ["P2V_TOKEN"], os.environ["P2V_LUKS_PASSPHRASE"]) == ("t", "open sesame")
+    assert os.environ["P2V_TOKEN"] == "of the shell"
+    assert "P2V_LUKS_PASSPHRASE" not in os.environ
