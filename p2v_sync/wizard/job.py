@@ -8,7 +8,7 @@ from typing import cast
 
 from p2v_sync import jobs
 from p2v_sync.config import Connection, SyncConfig
-from p2v_sync.convert import ConvertConfig
+from p2v_sync.convert import ConvertConfig, Fixups
 from p2v_sync.errors import PreseedError, StateError
 from p2v_sync.fixup.plan import Hypervisor, Target
 from p2v_sync.inquiry import Inquiry
@@ -87,6 +87,7 @@ def convert_config(values: Values, sync: SyncConfig) -> ConvertConfig:
         memory=memory if isinstance(memory, int) else None,
         vcpus=vcpus if isinstance(vcpus, int) else None,
         networks=parse_networks(network) if isinstance(network, str) else Networks(),
+        fixups=Fixups(str(values.get("vm.fixups", Fixups.OWN.value))),
         start=values.get("vm.start") is True,
     )
 

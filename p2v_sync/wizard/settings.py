@@ -195,6 +195,7 @@ _SETTINGS = (
     Setting("vm.vcpus", _whole(1, 1024), "Virtual processors"),
     Setting("vm.target", _one_of("kvm", "xen", "proxmox", "generic"), "What it will run on"),
     Setting("vm.network", _text, "Which NIC goes to which network: eth0=br0,eth1=br1"),
+    Setting("vm.fixups", _one_of("own", "virt-v2v", "none"), "What makes the guest boot on it"),
     Setting("vm.start", _truth, "Define and start it when all is done"),
     Setting("login.token", _text, "Token of a tcp:// receiver", is_secret=True),
     Setting("login.luks", _text, "Passphrase of encrypted disks, to look into", is_secret=True),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from p2v_sync.config import SyncConfig
+from p2v_sync.convert import Fixups
 from p2v_sync.device.machine import Machine, Nic
 from p2v_sync.device.machine_facts import read_machine
 from p2v_sync.errors import (
@@ -25,7 +27,7 @@ from p2v_sync.wizard import hooks as hooks_of
 from p2v_sync.wizard import live, network
 from p2v_sync.wizard.conversation import Way
 from p2v_sync.wizard.flow import DiskChoice, Situation, Values, default_of
-from p2v_sync.wizard.job import login, sources_of
+from p2v_sync.wizard.job import convert_config, login, sources_of
 from p2v_sync.wizard.settings import Value
 from p2v_sync.wizard.situation import default_name
 from p2v_sync.wizard.together import Contents
@@ -458,3 +460,13 @@ def test_secrets_are_in_the_environment_of_the_run_alone(
         assert (os.environ["P2V_TOKEN"], os.environ["P2V_LUKS_PASSPHRASE"]) == ("t", "open sesame")
     assert os.environ["P2V_TOKEN"] == "of the shell"
     assert "P2V_LUKS_PASSPHRASE" not in os.environ
+
+
+def test_what_the_answers_make_of_a_conversion() -> None:
+    sync = SyncConfig((Path("/dev/sda"),), "host:/dir", Path("/state"), job="web")
+    plain = convert_config({}, sync)
+    assert (plain.name, plain.fixups, plain.start) == ("web", Fixups.OWN, False)
+    windows: Values = {"vm.fixups": "virt-v2v", "vm.memory": 2 * GIB, "vm.start": True}
+    assert convert_config(windows, sync) == replace(
+        plain, fixups=Fixups.VIRT_V2V, memory=2 * GIB, start=True
+    )
