@@ -31,13 +31,13 @@ E2E_PACKAGES := mmdebstrap debian-archive-keyring zstd \
 	libxxhash0 libzstd1
 LIVECD_PACKAGES := mmdebstrap squashfs-tools xorriso grub-common grub-pc-bin grub-efi-amd64-bin \
 	grub-efi-amd64-signed shim-signed mtools dosfstools python3-pip python3-setuptools \
-	python3-wheel mount
+	python3-wheel mount openssh-client
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
 # on PATH they take part.
 BENCH_PACKAGES := rsync netcat-openbsd zstd nbdkit libnbd-bin qemu-utils \
 	openssh-server openssh-client coreutils libxxhash0 libzstd1
 
-.PHONY: help demo test e2e torture bench lint pyz man lock clean \
+.PHONY: help demo test e2e e2e-all torture bench lint pyz man lock clean \
 	demo-packages test-packages e2e-packages bench-packages
 
 help:
@@ -45,6 +45,7 @@ help:
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
 	@echo 'make e2e     the live CD and real guests in emulated machines (as root: takes half an hour,'
 	@echo '             and 2 GiB of cache)'
+	@echo 'make e2e-all that, and a second live CD, with all that can be put on one'
 	@echo 'make torture what can go wrong, at length: kills, power cuts, faults, bad links and disks'
 	@echo 'make bench   measure against the peers on this machine, and draw the chart'
 	@echo 'make lint    ruff and mypy alone'
@@ -60,9 +61,15 @@ test: test-packages lint
 	$(BIN)/python -m pytest -m 'not alone' --numprocesses 3 --dist loadfile  # most of them wait
 	$(BIN)/python -m pytest -m alone
 
+SITE_MEDIUM := tests/livecd/test_site_medium.py
+
 # Two at a time: a boot keeps one processor busy.
 e2e: e2e-packages $(READY)
-	$(BIN)/python -m pytest tests/vm tests/livecd --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest tests/vm tests/livecd --ignore $(SITE_MEDIUM) \
+		--numprocesses 2 --dist worksteal
+
+e2e-all: e2e
+	$(BIN)/python -m pytest $(SITE_MEDIUM)
 
 # The short forms are part of "make test".  At the end it says what was done.
 torture: test-packages $(READY)
