@@ -32,7 +32,7 @@ E2E_PACKAGES := mmdebstrap debian-archive-keyring zstd \
 	libxxhash0 libzstd1
 LIVECD_PACKAGES := mmdebstrap squashfs-tools xorriso grub-common grub-pc-bin grub-efi-amd64-bin \
 	grub-efi-amd64-signed shim-signed mtools dosfstools python3-pip python3-setuptools \
-	python3-wheel mount
+	python3-wheel mount openssh-client
 # What make bench measures against; bdsync and blocksync-fast are in no distribution: when they are
 # on PATH they take part.
 BENCH_PACKAGES := rsync netcat-openbsd zstd nbdkit libnbd-bin qemu-utils \
@@ -46,7 +46,7 @@ help:
 	@echo 'make test    the linters and all tests (as root: loop devices, a real sshd)'
 	@echo 'make e2e     the live CD and real guests in emulated machines (as root: takes half an hour,'
 	@echo '             and 2 GiB of cache)'
-	@echo 'make e2e-all that, and three more guests (takes as long again)'
+	@echo 'make e2e-all that, three more guests, and a second live CD (takes as long again)'
 	@echo 'make torture what can go wrong, at length: kills, power cuts, faults, bad links and disks'
 	@echo 'make bench   measure against the peers on this machine, and draw the chart'
 	@echo 'make lint    ruff and mypy alone'
@@ -103,7 +103,7 @@ test-packages:
 	$(call install_packages,$(TEST_PACKAGES))
 
 e2e-all: e2e
-	$(BIN)/python -m pytest tests/vm -m more --numprocesses 2
+	$(BIN)/python -m pytest tests/vm tests/livecd -m more --numprocesses 2
 
 e2e-packages:
 	$(call install_packages,$(E2E_PACKAGES) $(LIVECD_PACKAGES))

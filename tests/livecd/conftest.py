@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,8 +37,9 @@ def _sources() -> Iterator[Path]:
     yield from (ROOT / "pyproject.toml", ROOT / "requirements.txt")
 
 
-def _build(directory: Path) -> None:
-    argv = [str(ROOT / "livecd" / "build"), "--out", "p2v.iso", "--pxe", "pxe"]
+def build(directory: Path, *options: str) -> None:
+    """p2v.iso, what ``--pxe`` writes in ``pxe``, and the ``log``."""
+    argv = [str(ROOT / "livecd" / "build"), "--out", "p2v.iso", "--pxe", "pxe", *options]
     done = subprocess.run(
         argv, cwd=directory, capture_output=True, text=True, timeout=_BUILD_S, check=False
     )
@@ -46,11 +47,16 @@ def _build(directory: Path) -> None:
     (directory / "log").write_text(done.stdout)
 
 
+def made_of_sources(kind: str, make: Callable[[Path], None], *inputs: str) -> Path:
+    """The directory that ``make`` filled with a medium."""
+    sources = (f"{path.relative_to(ROOT)} {path.read_bytes()!r}" for path in _sources())
+    return made_once(CACHE, kind, (*inputs, *sources), make)
+
+
 @pytest.fixture(scope="session")
 def medium() -> Path:
-    """The directory with p2v.iso, what ``--pxe`` writes in ``pxe``, and the ``log``."""
-    sources = (f"{path.relative_to(ROOT)} {path.read_bytes()!r}" for path in _sources())
-    return made_once(CACHE, "medium", sources, _build)
+    """The directory of a medium that knows nothing beforehand."""
+    return made_of_sources("medium", build)
 
 
 @pytest.fixture(scope="session")

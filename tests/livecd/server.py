@@ -28,8 +28,9 @@ class Server:
     """On inside the ``with``; after it the plug is pulled.
 
     One AHCI disk, a DVD drive with the medium, and the NIC of the guest NAMES; ``parameters`` of
-    the kernel: it is started past the boot loader, with these.  ``said``: what came out of its
-    first serial port.  ``attempts``: 2 when it was switched on twice.
+    the kernel: it is started past the boot loader, with these.  ``ssh_port``: of this host, leads
+    to its port 22.  ``said``: what came out of its first serial port.  ``attempts``: 2 when it was
+    switched on twice.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Server:
         *,
         uefi: bool = False,
         parameters: str | None = None,
+        ssh_port: int | None = None,
     ) -> None:
         self._log, self._port = directory / "serial.log", directory / "serial"
-        self._argv = [*_board(disk, medium / "p2v.iso"), *self._serial()]
+        self._argv = [*_board(disk, medium / "p2v.iso"), *_network(ssh_port), *self._serial()]
         if uefi:
             self._argv += _firmware(directory)
         if parameters is not None:
@@ -145,16 +147,20 @@ def to_the_serial_line(server: Server) -> None:
 
 
 def _board(disk: Path, iso: Path) -> list[str]:
-    place = f"mac={NAMES.mac},addr={PHYSICAL.slot:#x},romfile="
     return [
         *(QEMU, "-machine", "q35,smm=off", "-accel", "tcg,thread=multi", "-cpu", CPU),
         *("-smp", "2", "-m", "2048", "-display", "none", "-smbios", _SMBIOS),
-        *("-netdev", "user,id=n", "-device", f"{PHYSICAL.nic},netdev=n,{place}"),
         *("-drive", f"if=none,id=d,file={disk},format=raw,cache=unsafe"),
         *("-device", f"{PHYSICAL.disk},drive=d,bus=ide.0,bootindex=5"),
         *("-drive", f"if=none,id=cd,file={iso},format=raw,media=cdrom,readonly=on"),
         *("-device", "ide-cd,drive=cd,bus=ide.2,bootindex=1"),
     ]
+
+
+def _network(ssh_port: int | None) -> list[str]:
+    forward = "" if ssh_port is None else f",hostfwd=tcp:127.0.0.1:{ssh_port}-:22"
+    place = f"mac={NAMES.mac},addr={PHYSICAL.slot:#x},romfile="
+    return ["-netdev", f"user,id=n{forward}", "-device", f"{PHYSICAL.nic},netdev=n,{place}"]
 
 
 def _firmware(directory: Path) -> list[str]:
