@@ -13,7 +13,7 @@ from p2v_sync.errors import CommandError, ConfigError, ConnectFailed
 from p2v_sync.run import Process
 from p2v_sync.transport.channel import StreamChannel
 
-_DEATH_S = 0.2  # a process whose connection broke is either gone by then, or alive and well
+_DEATH_S = 1.0  # a process whose connection broke is either gone by then, or alive and well
 _CLOSE_WITHIN_S = 60.0  # a last commit may have to flush what the page cache holds
 
 
@@ -50,7 +50,9 @@ class LocalDialer:
             if self._child is None or not self._child.process.is_running:
                 self._shut()
                 self._child = _Child(self._directory)
-            socket.send_fds(self._child.door, [b"c"], [theirs.fileno()])
+            # One that died at once: who reads from the connection is told its last words.
+            with contextlib.suppress(BrokenPipeError):
+                socket.send_fds(self._child.door, [b"c"], [theirs.fileno()])
             return self._child
 
     def _shut(self) -> None:

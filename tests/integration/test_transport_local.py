@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,8 +89,9 @@ class TestLocal(ProcessSuite):
         assert dialer.pid != first
         dialer.close()
 
+    @pytest.mark.parametrize("dies_first", [False, True])
     def test_the_last_words_of_a_dead_child_are_told(
-        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, dies_first: bool
     ) -> None:
         broken = directory / "broken"
         (broken / "p2v_receiver").mkdir(parents=True)
@@ -97,6 +99,15 @@ class TestLocal(ProcessSuite):
         (broken / "p2v_receiver" / "__main__.py").write_text("raise SystemExit('no legs')\n")
         monkeypatch.setattr(wire, "__file__", str(broken / "p2v_receiver" / "wire.py"))
         dialer = LocalDialer(str(directory), 1)
+        send_fds = socket.send_fds
+
+        def knock(*arguments: Any) -> int:
+            assert dialer.pid is not None
+            os.waitid(os.P_PID, dialer.pid, os.WEXITED | os.WNOWAIT)
+            return send_fds(*arguments)
+
+        if dies_first:
+            monkeypatch.setattr(socket, "send_fds", knock)
         channel = dialer.dial()
         with pytest.raises(PeerLost, match="no legs"):
             channel.receive()
