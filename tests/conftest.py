@@ -126,6 +126,22 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.longrepr = f"skipped, which CI does not allow. {reason}"
 
 
+# What the kernel is asked.
+
+
+@pytest.fixture
+def seeks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ``whence`` of every lseek(2) from now on."""
+    real, asked = os.lseek, list[int]()
+
+    def lseek(fd: int, position: int, whence: int) -> int:
+        asked.append(whence)
+        return real(fd, position, whence)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    return asked
+
+
 # What the torture did: a test that only says "passed" could have done nothing.
 
 Tell = Callable[[str], None]

@@ -131,6 +131,7 @@ class DiskSource:
         self._direct_fd: int | None = None
         self._direct_lock = threading.Lock()
         self._is_closed = False
+        self._last_data = Extent(0, 0)
         try:
             self._status = os.fstat(self._fd)
             self._size = self._current_size()
@@ -344,12 +345,27 @@ class DiskSource:
         """
         position, end = start, min(end, self._size)
         while position < end:
-            data = self._next_data(position)
-            if data is None or data >= end:
+            data = self._data_from(position)
+            if data is None or data.start >= end:
                 return
-            hole = min(end, self._next_hole(data))
-            yield Extent(data, hole - data)
-            position = hole
+            first, position = max(position, data.start), min(end, data.end)
+            yield Extent(first, position - first)
+
+    def _data_from(self, position: int) -> Extent | None:
+        """The allocated extent that holds ``position``, or else the next one.
+
+        The last one found is remembered: SEEK_HOLE walks to the extent's end, so asking anew for
+        every segment of a long one would take time by the square of its length.  What has become
+        a hole meanwhile is then read for nothing, and is zero.
+        """
+        data = self._last_data  # once: other threads replace it
+        if data.start <= position < data.end:
+            return data
+        start = self._next_data(position)
+        if start is None:
+            return None
+        self._last_data = data = Extent(start, self._next_hole(start) - start)
+        return data
 
     def _next_data(self, position: int) -> int | None:
         if self.is_block:

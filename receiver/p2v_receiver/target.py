@@ -98,6 +98,7 @@ class Image:
         self._device = status.st_rdev
         self._ladder: Tuple[Callable[[int, int], None], ...]
         self._ladder = (self._punch, self._zero_range, self._write_zeros)
+        self._last_data = 0, 0
 
     # Opening
 
@@ -225,11 +226,20 @@ class Image:
         )
 
     def data_extents(self, start: int, end: int) -> Iterator[Tuple[int, int]]:
-        """``(start, end)`` of what is allocated; the rest of the range is holes, that is zeros."""
+        """``(start, end)`` of what is allocated; the rest of the range is holes, that is zeros.
+
+        The last extent is remembered: SEEK_HOLE walks to its end, however far.  What was punched
+        out of it meanwhile is read for nothing, and is zero.
+        """
         while start < end and not self.is_device:
+            data, hole = self._last_data
             try:
-                data = os.lseek(self.fd, start, os.SEEK_DATA)
-                hole = os.lseek(self.fd, data, os.SEEK_HOLE) if data < end else end
+                if not data <= start < hole:
+                    data = os.lseek(self.fd, start, os.SEEK_DATA)
+                    if data >= end:
+                        return
+                    hole = os.lseek(self.fd, data, os.SEEK_HOLE)
+                    self._last_data = data, hole
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     # Nothing more up to the end of the file, wherever that is by now.
@@ -238,9 +248,7 @@ class Image:
                         raise self._shortened(length) from error
                     return
                 break  # the file system can't tell: all of it is data
-            if data >= end:
-                return
-            yield data, min(hole, end)
+            yield max(start, data), min(hole, end)
             start = hole
         if start < end:
             yield start, end

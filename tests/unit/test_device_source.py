@@ -373,6 +373,30 @@ def test_data_extents_of_nothing_but_a_hole(tmp_path: Path) -> None:
         assert list(source.data_extents(0, source.size)) == []
 
 
+def test_the_end_of_a_long_extent_is_looked_for_once(image: Path, seeks: list[int]) -> None:
+    """SEEK_HOLE takes as long as the extent; a pass asks for every segment of it."""
+    with DiskSource(image) as source:
+        for start in range(0, source.size, 64 * KIB):
+            end = min(start + 64 * KIB, source.size)
+            assert list(source.data_extents(start, end)) == [Extent(start, end - start)]
+    assert seeks.count(os.SEEK_HOLE) == 1
+
+
+def test_an_extent_that_changed_since_it_was_found(tmp_path: Path) -> None:
+    """Too much may be called data, never too little."""
+    path = tmp_path / "disk.img"
+    write_sparse(path, 4 * MIB, [Extent(MIB, MIB)])
+    with DiskSource(path) as source:
+        assert list(source.data_extents(0, 4 * MIB)) == [Extent(MIB, MIB)]
+        with path.open("r+b") as file:
+            file.seek(2 * MIB)
+            file.write(b"x" * MIB)
+            file.flush()
+            os.fsync(file.fileno())
+        assert list(source.data_extents(2 * MIB, 4 * MIB)) == [Extent(2 * MIB, MIB)]
+        assert list(source.data_extents(MIB, 2 * MIB)) == [Extent(MIB, MIB)]
+
+
 def test_data_extents_where_unsupported(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: int) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
