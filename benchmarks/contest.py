@@ -6,11 +6,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-from benchmarks.image import is_copy, toggle_pages
+from benchmarks.image import is_copy, make_image, toggle_pages
 from benchmarks.processes import Failed, find
 from benchmarks.sshd import Host
 
@@ -46,6 +46,13 @@ class Stage:
             yield changed
         finally:
             toggle_pages(self.source, self.round)
+
+    def without_holes(self) -> "Stage":
+        """The same with a source of the same size that is all data; it takes some seconds."""
+        source = self.scratch / "full.img"
+        make_image(source, self.size, holes=False)
+        _warm_memory(self.size)
+        return replace(self, source=source)
 
     def check(self, replica: Path, source: Path | None = None) -> None:
         """Raises Failed unless it is what the source is, byte for byte."""

@@ -12,22 +12,28 @@ from pathlib import Path
 from p2v_sync.units import MIB, PAGE
 
 _RANDOM, _TEXT = 0.35, 0.25  # shares; the rest are holes
+_FULL = "without-holes"
 _LINE = "Nov 22 10:%02d:%02d host%d daemon[%d]: request %d took %d ms\n"
 _PIECE = 16 * MIB  # of an image whose data is spread
 _CHUNK = MIB
 
 
-def make_image(path: Path, size: int) -> None:
+def make_image(path: Path, size: int, *, holes: bool = True) -> None:
     """``write_image`` in a process of its own.
 
     A process that is started takes over, as far as wait4(2) can tell, the peak memory of the one
     that starts it: that of the contestants must not be that of this generator.
     """
-    subprocess.run([sys.executable, "-m", __name__, str(path), str(size)], check=True)
+    full = [] if holes else [_FULL]
+    subprocess.run([sys.executable, "-m", __name__, str(path), str(size), *full], check=True)
 
 
-def write_image(path: Path, size: int, seed: int = 1) -> None:
-    """40 % holes, 35 % random, 25 % log-like text, in runs of 1 to 64 MiB; by ``seed`` alone."""
+def write_image(path: Path, size: int, seed: int = 1, *, holes: bool = True) -> None:
+    """40 % holes, 35 % random, 25 % log-like text, in runs of 1 to 64 MiB; by ``seed`` alone.
+
+    Without ``holes`` the rest is in the same proportion.
+    """
+    most = 1.0 if holes else _RANDOM + _TEXT
     generator = random.Random(seed)
     noise = generator.randbytes(65 * MIB)
     text = _log_lines(generator, 66 * MIB)
@@ -36,7 +42,7 @@ def write_image(path: Path, size: int, seed: int = 1) -> None:
         at = 0
         while at < size:
             length = min(generator.randrange(1, 65) * MIB, size - at)
-            kind = generator.random()
+            kind = most * generator.random()
             if kind < _RANDOM + _TEXT:
                 # From another place each time, so that no two runs have equal blocks.
                 start = generator.randrange(MIB)
@@ -121,4 +127,4 @@ def _data_chunks(fd: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    write_image(Path(sys.argv[1]), int(sys.argv[2]))
+    write_image(Path(sys.argv[1]), int(sys.argv[2]), holes=_FULL not in sys.argv[3:])

@@ -1,9 +1,10 @@
 """What is measured, and who takes part."""
 
+from dataclasses import replace
 from functools import partial
 
 from benchmarks import ours, peers
-from benchmarks.contest import Contestant, Scenario
+from benchmarks.contest import Contestant, Sample, Scenario, Stage
 from benchmarks.ours import LINK_DELAY_S, SPARSE_SIZE
 
 _SSH = ("ssh", "sshd")
@@ -12,11 +13,22 @@ _BLOCKSYNC = ("blocksync-fast", *_SSH)
 _ssh_in_band = partial(ours.ssh, inband=True)
 
 
+def _without_holes(contestant: Contestant) -> Contestant:
+    def run(stage: Stage) -> Sample:
+        return contestant.run(stage.without_holes())
+
+    return replace(contestant, run=run)
+
+
 def _with(*options: str) -> Contestant:
     """A first copy with options."""
     run = partial(ours.first_copy, ours.plaintext, options=options)
     return Contestant(f"p2v-sync plaintext {' '.join(options)}", run)
 
+
+_PLAINTEXT = Contestant("p2v-sync plaintext", partial(ours.first_copy, ours.plaintext))
+_NOT_READ_BACK = _with("--verify", "none")
+_NBDKIT_NBDCOPY = Contestant(_NBDCOPY, peers.nbdkit_nbdcopy, ("nbdkit", "nbdcopy"))
 
 SCENARIOS = (
     Scenario(
@@ -24,9 +36,9 @@ SCENARIOS = (
         "a first copy of the image",
         _NBDCOPY,
         (
-            Contestant("p2v-sync plaintext", partial(ours.first_copy, ours.plaintext)),
-            _with("--verify", "none"),
-            Contestant(_NBDCOPY, peers.nbdkit_nbdcopy, ("nbdkit", "nbdcopy")),
+            _PLAINTEXT,
+            _NOT_READ_BACK,
+            _NBDKIT_NBDCOPY,
             Contestant("p2v-sync TLS", partial(ours.first_copy, ours.tcp)),
             Contestant("nbdcopy→qemu-nbd", peers.nbdcopy_qemu_nbd, ("nbdcopy", "qemu-nbd")),
             Contestant("p2v-sync ssh", partial(ours.first_copy, ours.ssh), _SSH),
@@ -35,6 +47,12 @@ SCENARIOS = (
             Contestant("dd|ssh", peers.dd_ssh, _SSH),
             Contestant("dd|nc", peers.dd_nc, ("nc",)),
         ),
+    ),
+    Scenario(
+        "full-copy",
+        "a first copy of an image of the same size that is all data",
+        _NBDCOPY,
+        tuple(map(_without_holes, (_PLAINTEXT, _NOT_READ_BACK, _NBDKIT_NBDCOPY))),
     ),
     Scenario(
         "unchanged",
