@@ -106,8 +106,9 @@ def test_a_log_that_can_not_be_sent_changes_nothing(server: Server) -> None:
     """And what is asked before the run is no job after which ``--once`` ends."""
     server.run()
     change(server.disk, 4 * MIB, b"changed")
-    listener = server.lab.listen("--once")  # it has ended when the log comes
-    server.run(target=listener.url, login_token=listener.token)
+    listener = server.lab.listen("--once")
+    until_it_has_ended = f"while test -e /proc/{listener.pid}/exe; do sleep 0.1; done"
+    server.run(target=listener.url, login_token=listener.token, hooks_post=until_it_has_ended)
     assert server.replica().read_bytes() == server.disk.read_bytes()
     assert len(server.logs()) == 1
     log = server.log.read_text()
