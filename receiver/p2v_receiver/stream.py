@@ -66,6 +66,7 @@ class TlsPipe:
         sock.setblocking(False)
         self._socket = sock
         self._lock = threading.Lock()
+        self._failure: Optional[OSError] = None
 
     def _wait(self, event: int) -> None:
         poll = select.poll()
@@ -76,11 +77,26 @@ class TlsPipe:
         while True:
             try:
                 with self._lock:
-                    return self._socket.recv_into(view)
+                    return self._recv_what_is_there(view[:_RECEIVE_MOST])
             except ssl.SSLWantReadError:
                 self._wait(select.POLLIN)
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
+
+    def _recv_what_is_there(self, view: memoryview) -> int:
+        """OpenSSL gives one record at a time, 16 KiB."""
+        if self._failure is not None:
+            raise self._failure
+        done = count = self._socket.recv_into(view)
+        try:
+            while count and done < len(view):
+                count = self._socket.recv_into(view[done:])
+                done += count
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            self._failure = error  # not before the last words are heard
+        return done
 
     def sendall(self, data: Buffer) -> None:
         view = memoryview(data)
