@@ -22,6 +22,9 @@ from .wire import Buffer, Frame, FrameType
 _SMALL = 16 * 1024  # bodies up to here are joined with their header into one system call
 _RECEIVE_MOST = 512 * 1024  # a slow link must show signs of life more often than once a body
 _DEAD_LINK_MS = 25000
+# Bytes of a frame that is not whole yet.  After damage to a length PINGs would be taken for the
+# rest of it, and be signs of life for hours.
+_SIGN_OF_LIFE = 1024
 
 
 class StreamLost(Exception):
@@ -213,20 +216,29 @@ class FrameStream:
 
     def receive(self) -> Frame:
         """The next frame that is not a PING."""
-        while True:
-            self._waiting_since = time.monotonic()
-            try:
-                count = self._pipe.recv_into(self._connection.buffer())
-            except (OSError, ValueError, EOFError) as error:
-                raise self._lost(error) from error
-            finally:
-                self._waiting_since = None
-            if not count:
-                raise self._lost(None)
-            self.bytes_received += count
-            frame = self._connection.received(count)
-            if frame is not None and frame.kind is not FrameType.PING:
-                return frame
+        heard = 0
+        self._waiting_since = time.monotonic()
+        try:
+            while True:
+                count = self._receive_some()
+                frame = self._connection.received(count)
+                heard += count
+                if frame is not None or heard >= _SIGN_OF_LIFE:
+                    heard, self._waiting_since = 0, time.monotonic()
+                if frame is not None and frame.kind is not FrameType.PING:
+                    return frame
+        finally:
+            self._waiting_since = None
+
+    def _receive_some(self) -> int:
+        try:
+            count = self._pipe.recv_into(self._connection.buffer())
+        except (OSError, ValueError, EOFError) as error:
+            raise self._lost(error) from error
+        if not count:
+            raise self._lost(None)
+        self.bytes_received += count
+        return int(count)
 
     def _lost(self, error: Optional[BaseException]) -> StreamLost:
         if self._closed.is_set():
