@@ -331,6 +331,8 @@ class Connection:
             raise ProtocolError("this is not p2v-sync talking (no frame begins here)")
         if sequence != self._expected:
             raise ProtocolError("frame {} came where {} was due".format(sequence, self._expected))
+        if self._flags & ~FLAG_OPTIONAL:
+            raise ProtocolError("a frame has flags that nobody gave it")
         if meta > MAX_META or body > MAX_BODY:
             raise ProtocolError("a frame of {} + {} bytes is too long".format(meta, body))
         self._expected = (self._expected + 1) & 0xFFFFFFFF

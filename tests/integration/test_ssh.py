@@ -463,8 +463,12 @@ while data := sock.recv(65536):
 class TestWays:
     def test_nobody_there(self, sshd: Sshd, directory: Path) -> None:
         sshd.stop()
-        with pytest.raises(ConnectFailed, match="refused") as caught:
-            dialer_to(sshd, directory).dial()
+        with socket.socket() as kept:
+            # Bound and not listening: nobody else gets the port meanwhile.
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            kept.bind(("127.0.0.1", sshd.port))
+            with pytest.raises(ConnectFailed, match="refused") as caught:
+                dialer_to(sshd, directory).dial()
         assert caught.value.retryable
         sshd.start()
 

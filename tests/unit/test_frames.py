@@ -111,10 +111,11 @@ def header(**changes: int) -> bytes:
         header(body=wire.MAX_BODY + 1),
         header(meta=0xFFFFFFFF, body=0xFFFFFFFF),
         header(kind=200),
+        header(kind=200, flags=0xD7),
         header(kind=FrameType.DATA),
         header(kind=FrameType.WELCOME),
     ],
-    ids=["http", "sequence", "meta", "body", "both", "unknown", "early", "role"],
+    ids=["http", "sequence", "meta", "body", "both", "unknown", "flags", "early", "role"],
 )
 def test_a_header_that_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
