@@ -124,12 +124,11 @@ class Session:
         if wanted.total > MAX_FETCH:
             raise ProtocolError("{} segments are fetched at once".format(wanted.total))
         self._check_segments(wanted)
-        buffer = aligned_buffer(max(_READ_SIZE, self.layout.block_size))
         zero_from = wanted.first
         for number in range(wanted.first, wanted.first + wanted.total):
             with self._lock:
                 known = self._known(number)
-            entries = known or self._redigest(number, buffer)
+            entries = known or self._redigest(number)
             if entries != self.layout.zero_entries(number):
                 if zero_from < number:
                     answer(Segments(zero_from, number - zero_from), b"")
@@ -145,9 +144,9 @@ class Session:
         recorded = self._manifest.segment(number, self.layout)
         return None if recorded.uncertain else recorded.entries
 
-    def _redigest(self, number: int, buffer: memoryview) -> bytes:
+    def _redigest(self, number: int) -> bytes:
         start, end = self.layout.segment_extent(number)
-        entries = self._image.entries(start, end, self.layout.block_size, self._digest, buffer)
+        entries = self._entries_on_disk(start, end, self._digest)
         if entries == self._zero_entries:
             entries = self._zero_entries
         with self._lock:
@@ -282,11 +281,19 @@ class Session:
 
     def _read(self, block: int) -> memoryview:
         """A block as it is, in this thread's buffer: valid until the next one."""
-        if not hasattr(self._buffers, "block"):
-            self._buffers.block = aligned_buffer(self.layout.block_size)
         start, end = self.layout.extent(block, 1)
-        view: memoryview = self._buffers.block[: end - start]
+        view = self._buffer()[: end - start]
         self._image.read_into(view, start)
+        return view
+
+    def _entries_on_disk(self, start: int, end: int, digest: codec.Digest) -> bytes:
+        return self._image.entries(start, end, self.layout.block_size, digest, self._buffer())
+
+    def _buffer(self) -> memoryview:
+        """This thread's: to touch fresh memory takes longer than to read and digest a block."""
+        if not hasattr(self._buffers, "view"):
+            self._buffers.view = aligned_buffer(max(_READ_SIZE, self.layout.block_size))
+        view: memoryview = self._buffers.view
         return view
 
     def _entries_of(self, blocks: BlockSet) -> bytes:
@@ -560,8 +567,7 @@ class Session:
         start, end = self.layout.extent(message.first, message.total)
         self._image.forget_cache(start, end - start)
         digest = self._strong if strong else self._digest
-        buffer = aligned_buffer(max(_READ_SIZE, self.layout.block_size))
-        found = self._image.entries(start, end, self.layout.block_size, digest, buffer)
+        found = self._entries_on_disk(start, end, digest)
         wanted = strong or self._recorded(message)
         if found == wanted:
             return []
