@@ -6,7 +6,7 @@ import mmap
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -131,7 +131,6 @@ class DiskSource:
         self._direct_fd: int | None = None
         self._direct_lock = threading.Lock()
         self._is_closed = False
-        self._last_data = Extent(0, 0)
         try:
             self._status = os.fstat(self._fd)
             self._size = self._current_size()
@@ -338,52 +337,19 @@ class DiskSource:
         if is_dead or (self.is_block and self._current_size() == 0):
             raise self._gone()
 
-    def data_extents(self, start: int, end: int) -> Iterator[Extent]:
-        """The allocated extents of ``[start, end)`` in order; between them the source is zero.
+    def next_data(self, start: int) -> int:
+        """Where the next allocated byte lies, from ``start`` on; else the size.
 
-        Block devices, and file systems that can't tell, have one extent: all of it.
+        Block devices, and file systems that can't tell, have no holes.  That of a file system that
+        can is found at once; where the data ends is not asked for: SEEK_HOLE walks there, however
+        far, and takes longer than to read a few zeros (man 2 lseek).
         """
-        position, end = start, min(end, self._size)
-        while position < end:
-            data = self._data_from(position)
-            if data is None or data.start >= end:
-                return
-            first, position = max(position, data.start), min(end, data.end)
-            yield Extent(first, position - first)
-
-    def _data_from(self, position: int) -> Extent | None:
-        """The allocated extent that holds ``position``, or else the next one.
-
-        The last one found is remembered: SEEK_HOLE walks to the extent's end, so asking anew for
-        every segment of a long one would take time by the square of its length.  What has become
-        a hole meanwhile is then read for nothing, and is zero.
-        """
-        data = self._last_data  # once: other threads replace it
-        if data.start <= position < data.end:
-            return data
-        start = self._next_data(position)
-        if start is None:
-            return None
-        self._last_data = data = Extent(start, self._next_hole(start) - start)
-        return data
-
-    def _next_data(self, position: int) -> int | None:
-        if self.is_block:
-            return position
+        if self.is_block or start >= self._size:
+            return min(start, self._size)
         try:
-            return os.lseek(self._fd, position, os.SEEK_DATA)
+            return min(os.lseek(self._fd, start, os.SEEK_DATA), self._size)
         except OSError as error:
-            # ENXIO: nothing but a hole up to the end (man 2 lseek).
-            return None if error.errno == errno.ENXIO else position
-
-    def _next_hole(self, position: int) -> int:
-        if self.is_block:
-            return self._size
-        try:
-            hole = os.lseek(self._fd, position, os.SEEK_HOLE)
-        except OSError:
-            return self._size
-        return hole if hole > position else self._size
+            return self._size if error.errno == errno.ENXIO else start
 
     def stamp(self) -> tuple[int, ...]:
         """Numbers that change when the source is written to; compare with ``changed_since``.

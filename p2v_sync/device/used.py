@@ -70,6 +70,11 @@ class UnusedMap:
         if position < end:
             yield Extent(position, end - position)
 
+    def next_used(self, start: int) -> int:
+        """The first byte from ``start`` on that does not count as zero."""
+        at = bisect_right(self._starts, start) - 1
+        return max(start, self._ends[at]) if at >= 0 else start
+
 
 NOTHING_UNUSED = UnusedMap(())
 
@@ -105,10 +110,13 @@ class UsedSource:
         buffer[done - start :] = bytes(end - done)
         return bad
 
-    def data_extents(self, start: int, end: int) -> Iterator[Extent]:
-        """What is allocated in the source's own file, and used by the file systems in it."""
-        for extent in self._source.data_extents(start, end):
-            yield from self._unused.used(extent.start, extent.end)
+    def next_data(self, start: int) -> int:
+        """The next byte that is allocated in the source's own file, and that a file system uses."""
+        while True:
+            data = self._source.next_data(start)
+            start = self._unused.next_used(data)
+            if start == data:
+                return data
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,7 @@ class Copy:
 
     def _runs(self, most: int) -> Iterator[SegmentRun]:
         """What is not done first: the rest has only to be compared, perhaps digested again."""
-        data = self._disk.source.data_extents(0, self._layout.size)
-        runs = list(plan.segment_runs(data, self._layout))
+        runs = list(plan.segment_runs(self._disk.source.next_data, self._layout))
         done = self._run.done.copy()
         for is_done in (False, True) if done else (False,):
             for run in runs:

@@ -1,11 +1,11 @@
 """Which segments a pass visits, and in which order.  Pure."""
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import NamedTuple, TypeVar
 
 from p2v_receiver import codec
 from p2v_receiver.wire import ENTRY_SIZE, SEGMENT_BLOCKS, UNKNOWN, ZERO, Layout, indices
-from p2v_sync.extent import Extent
+from p2v_sync.extent import Extent, ranges
 
 T = TypeVar("T")
 
@@ -18,35 +18,28 @@ class SegmentRun(NamedTuple):
     has_data: bool
 
 
-def segment_runs(data: Iterable[Extent], layout: Layout) -> Iterator[SegmentRun]:
+def segment_runs(next_data: Callable[[int], int], layout: Layout) -> Iterator[SegmentRun]:
     """The whole disk as runs with and without data, in order.
 
-    ``data`` are the source's allocated extents in order.  A segment with one allocated byte counts
-    as data.
+    ``next_data`` is the source's.  A segment with one allocated byte counts as data.
     """
-    segment_size = layout.block_size * SEGMENT_BLOCKS
     done = 0
-    for first, end in _joined(data, segment_size):
+    for first, total in ranges(_segments_with_data(next_data, layout)):
         if first > done:
             yield SegmentRun(done, first - done, False)
-        yield SegmentRun(first, end - first, True)
-        done = end
+        yield SegmentRun(first, total, True)
+        done = first + total
     if done < layout.segments:
         yield SegmentRun(done, layout.segments - done, False)
 
 
-def _joined(data: Iterable[Extent], segment_size: int) -> Iterator[tuple[int, int]]:
-    """Extents → ``(first, end)`` segments, with touching ones joined."""
-    first = end = 0
-    for extent in data:
-        begins = extent.start // segment_size
-        if begins > end:
-            if end > first:
-                yield first, end
-            first = begins
-        end = max(end, -(-extent.end // segment_size))
-    if end > first:
-        yield first, end
+def _segments_with_data(next_data: Callable[[int], int], layout: Layout) -> Iterator[int]:
+    segment_size = layout.block_size * SEGMENT_BLOCKS
+    at = 0
+    while (data := next_data(at)) < layout.size:
+        segment = data // segment_size
+        yield segment
+        at = (segment + 1) * segment_size
 
 
 def parts(run: SegmentRun, done: Set[int], is_done: bool, most: int) -> Iterator[SegmentRun]:

@@ -32,8 +32,8 @@ class Source(Protocol):
         """
         ...
 
-    def data_extents(self, start: int, end: int) -> Iterator[Extent]:
-        """The allocated extents of ``[start, end)`` in order; what lies between them is zero."""
+    def next_data(self, start: int) -> int:
+        """Where the next byte that may not be zero lies, from ``start`` on; else the size."""
         ...
 
 

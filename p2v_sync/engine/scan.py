@@ -125,11 +125,9 @@ class Scanner:
         """Visit a segment and tell the receiver when it is complete."""
         self._counters = Counters()
         entries = bytearray(item.expected)
-        start, end = self._layout.segment_extent(item.segment)
-        data = list(self._source.data_extents(start, end))
         for first, end in self._wanted_runs(item):
             for at in range(first, end, self._step_blocks):
-                self._scan_request(item, range(at, min(at + self._step_blocks, end)), entries, data)
+                self._scan_request(item, range(at, min(at + self._step_blocks, end)), entries)
                 if self.refinement is not None:
                     self.refinement.settle()
         finished = Finished(item.segment, bytes(entries), self._counters)
@@ -151,14 +149,12 @@ class Scanner:
                 )
                 self._count(Counters(scanned=stop - start, same=stop - start))
 
-    def _scan_request(
-        self, item: WorkItem, wanted: range, entries: bytearray, data: list[Extent]
-    ) -> None:
+    def _scan_request(self, item: WorkItem, wanted: range, entries: bytearray) -> None:
         first = item.segment * SEGMENT_BLOCKS + wanted.start
         start, end = self._layout.extent(first, len(wanted))
         part = slice(wanted.start * ENTRY_SIZE, wanted.stop * ENTRY_SIZE)
         expected = bytes(entries[part])
-        if any(extent.start < end and extent.end > start for extent in data):
+        if self._source.next_data(start) < end:
             view = self._buffer[: end - start]
             found = self._read(view, start)
         else:

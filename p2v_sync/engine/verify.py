@@ -152,10 +152,9 @@ class Verifier:
         start, end = self._layout.extent(check.first, check.total)
         entries = [ZERO] * check.total
         buffer = self._buffer(max(block_size, _REQUEST))
-        data = list(self._source.data_extents(start, end))
         for at in range(start, end, len(buffer)):
             view = buffer[: min(len(buffer), end - at)]
-            if any(each.start < at + len(view) and each.end > at for each in data):
+            if self._source.next_data(at) < at + len(view):
                 self._source.read_into(view, at)
                 index = (at - start) // block_size
                 found = codec.entries_of(view, block_size, self._strong)

@@ -98,7 +98,6 @@ class Image:
         self._device = status.st_rdev
         self._ladder: Tuple[Callable[[int, int], None], ...]
         self._ladder = (self._punch, self._zero_range, self._write_zeros)
-        self._last_data = 0, 0
 
     # Opening
 
@@ -225,49 +224,40 @@ class Image:
             "somebody shortened the image: run the same command again, it is compared anew then",
         )
 
-    def data_extents(self, start: int, end: int) -> Iterator[Tuple[int, int]]:
-        """``(start, end)`` of what is allocated; the rest of the range is holes, that is zeros.
+    def _next_data(self, start: int) -> int:
+        """Where the next allocated byte lies, from ``start`` on; else the size.
 
-        The last extent is remembered: SEEK_HOLE walks to its end, however far.  What was punched
-        out of it meanwhile is read for nothing, and is zero.
+        Where the data ends is not asked for: SEEK_HOLE walks there, however far, and takes longer
+        than to read a few zeros.
         """
-        while start < end and not self.is_device:
-            data, hole = self._last_data
-            try:
-                if not data <= start < hole:
-                    data = os.lseek(self.fd, start, os.SEEK_DATA)
-                    if data >= end:
-                        return
-                    hole = os.lseek(self.fd, data, os.SEEK_HOLE)
-                    self._last_data = data, hole
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    # Nothing more up to the end of the file, wherever that is by now.
-                    length = os.fstat(self.fd).st_size
-                    if length < end:
-                        raise self._shortened(length) from error
-                    return
-                break  # the file system can't tell: all of it is data
-            yield max(start, data), min(hole, end)
-            start = hole
-        if start < end:
-            yield start, end
+        if self.is_device:
+            return start
+        try:
+            return os.lseek(self.fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return start  # the file system can't tell: all of it is data
+        # Nothing more up to the end of the file, wherever that is by now.
+        length = os.fstat(self.fd).st_size
+        if length < self.size:
+            raise self._shortened(length)
+        return self.size
 
     def entries(
         self, start: int, end: int, block_size: int, digest: codec.Digest, buffer: memoryview
     ) -> bytes:
         """The packed entries of the blocks of ``[start, end)``, read from the disk or its cache."""
-        count = -(-(end - start) // block_size)
-        entries = [ZERO] * count
+        entries = [ZERO] * -(-(end - start) // block_size)
         step = max(block_size, len(buffer) // block_size * block_size)
-        for first, last in _whole_blocks(self.data_extents(start, end), start, end, block_size):
-            for at in range(first, last, step):
-                view = buffer[: min(step, last - at)]
-                self.read_into(view, at)
-                index = (at - start) // block_size
-                for entry in codec.entries_of(view, block_size, digest):
-                    entries[index] = entry
-                    index += 1
+        data = self._next_data(start)
+        while data < end:
+            index = (data - start) // block_size
+            at = start + index * block_size
+            view = buffer[: min(step, end - at)]
+            self.read_into(view, at)
+            found = codec.entries_of(view, block_size, digest)
+            entries[index : index + len(found)] = found
+            data = self._next_data(at + len(view))
         return b"".join(entries)
 
     def forget_cache(self, start: int, length: int) -> None:
@@ -375,19 +365,6 @@ def _not_an_image(path: str) -> TargetError:
         "{} is neither a regular file nor a block device".format(path),
         "move it away on the host; only a link to a block device is followed",
     )
-
-
-def _whole_blocks(
-    extents: Iterator[Tuple[int, int]], start: int, end: int, block_size: int
-) -> Iterator[Tuple[int, int]]:
-    """The extents widened to whole blocks counted from ``start``, without reading one twice."""
-    done = start
-    for first, last in extents:
-        first = max(done, start + (first - start) // block_size * block_size)
-        last = min(end, start + -(-(last - start) // block_size) * block_size)
-        if first < last:
-            yield first, last
-            done = last
 
 
 def sample_blocks(blocks: int, block_size: int, segments: Sequence[int]) -> List[int]:

@@ -353,57 +353,59 @@ def write_sparse(path: Path, size: int, data: Sequence[Extent]) -> None:
         os.fsync(file.fileno())
 
 
-def test_data_extents(tmp_path: Path) -> None:
+def test_next_data(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
-    write_sparse(path, 10 * MIB, [Extent(MIB, 64 * KIB), Extent(8 * MIB, 2 * MIB)])
+    write_sparse(path, 10 * MIB, [Extent(MIB, 64 * KIB), Extent(8 * MIB, MIB)])
     with DiskSource(path) as source:
-        everything = [Extent(MIB, 64 * KIB), Extent(8 * MIB, 2 * MIB)]
-        assert list(source.data_extents(0, 10 * MIB)) == everything
-        assert list(source.data_extents(0, 99 * MIB)) == everything
-        assert list(source.data_extents(2 * MIB, 8 * MIB)) == []
-        inside = [Extent(MIB + 4096, 4096)]
-        assert list(source.data_extents(MIB + 4096, MIB + 8192)) == inside
-        assert list(source.data_extents(9 * MIB, 9 * MIB)) == []
+        data = [source.next_data(at * MIB) for at in range(11)]
+        assert data == [MIB, MIB, *[8 * MIB] * 7, 10 * MIB, 10 * MIB]
+        assert source.next_data(MIB + 4097) == MIB + 4097
 
 
-def test_data_extents_of_nothing_but_a_hole(tmp_path: Path) -> None:
+def test_next_data_of_nothing_but_a_hole(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     write_sparse(path, MIB + 1, [])
     with DiskSource(path) as source:
-        assert list(source.data_extents(0, source.size)) == []
+        assert source.next_data(0) == source.size
 
 
-def test_the_end_of_a_long_extent_is_looked_for_once(image: Path, seeks: list[int]) -> None:
-    """SEEK_HOLE takes as long as the extent; a pass asks for every segment of it."""
+def test_the_end_of_an_extent_is_never_looked_for(image: Path, seeks: list[int]) -> None:
+    """SEEK_HOLE takes as long as the extent; a pass asks for every MiB of it."""
     with DiskSource(image) as source:
         for start in range(0, source.size, 64 * KIB):
-            end = min(start + 64 * KIB, source.size)
-            assert list(source.data_extents(start, end)) == [Extent(start, end - start)]
-    assert seeks.count(os.SEEK_HOLE) == 1
+            assert source.next_data(start) == start
+    assert set(seeks) == {os.SEEK_DATA}
 
 
-def test_an_extent_that_changed_since_it_was_found(tmp_path: Path) -> None:
-    """Too much may be called data, never too little."""
+def test_data_that_was_written_after_the_disk_was_opened(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     write_sparse(path, 4 * MIB, [Extent(MIB, MIB)])
     with DiskSource(path) as source:
-        assert list(source.data_extents(0, 4 * MIB)) == [Extent(MIB, MIB)]
+        assert source.next_data(2 * MIB) == 4 * MIB
         with path.open("r+b") as file:
-            file.seek(2 * MIB)
+            file.seek(3 * MIB)
             file.write(b"x" * MIB)
             file.flush()
             os.fsync(file.fileno())
-        assert list(source.data_extents(2 * MIB, 4 * MIB)) == [Extent(2 * MIB, MIB)]
-        assert list(source.data_extents(MIB, 2 * MIB)) == [Extent(MIB, MIB)]
+        assert source.next_data(2 * MIB) == 3 * MIB
 
 
-def test_data_extents_where_unsupported(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_data_of_a_file_that_has_grown_since(image: Path) -> None:
+    with DiskSource(image) as source:
+        with image.open("ab") as file:
+            file.truncate(8 * MIB)
+            file.seek(7 * MIB)
+            file.write(b"x")
+        assert source.next_data(4 * MIB) == source.size
+
+
+def test_next_data_where_unsupported(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: int) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr("os.lseek", refuse)
     with DiskSource(image) as source:
-        assert list(source.data_extents(5, 4096)) == [Extent(5, 4091)]
+        assert source.next_data(5) == 5
 
 
 def test_reads_and_seeks_from_many_threads(tmp_path: Path) -> None:
@@ -414,8 +416,8 @@ def test_reads_and_seeks_from_many_threads(tmp_path: Path) -> None:
 
     def work(source: DiskSource, mine: Extent) -> None:
         for _ in range(50):
-            if list(source.data_extents(0, source.size)) != data:
-                wrong.append("extents")
+            if source.next_data(max(0, mine.start - MIB)) != mine.start:
+                wrong.append(mine)
             if read(source, mine.start, mine.length) != (b"x" * mine.length, []):
                 wrong.append(mine)
 

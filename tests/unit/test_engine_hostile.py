@@ -356,10 +356,6 @@ class Huge(MemorySource):
     def size(self) -> int:
         return 1 << 41
 
-    def data_extents(self, start: int, end: int) -> Iterator[Any]:
-        del start, end
-        return iter(())
-
 
 def test_the_same_digests_twice(tmp_path: Path) -> None:
     def twice(talk: Talk, frame: Frame) -> None:

@@ -1,5 +1,6 @@
 """Which segments a pass visits, and in which order."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from hypothesis import given
@@ -19,18 +20,22 @@ SIZES = st.integers(1, 12 * SEGMENT)
 EXTENTS = st.lists(st.builds(Extent, st.integers(0, 12 * SEGMENT), st.integers(1, 3 * SEGMENT)))
 
 
-def within(extents: list[Extent], size: int) -> list[Extent]:
-    """As a source gives them: in order, apart, on the disk."""
-    cut = [Extent(e.start, min(e.length, size - e.start)) for e in extents if e.start < size]
-    return list(merged(cut))
+def source_of(extents: list[Extent], size: int) -> Callable[[int], int]:
+    """``Source.next_data`` of a disk of ``size`` bytes with these allocated."""
+
+    def next_data(start: int) -> int:
+        places = [max(start, extent.start) for extent in extents if extent.end > start]
+        return min([*places, size])
+
+    return next_data
 
 
 @given(SIZES, EXTENTS)
 def test_segment_runs_cover_the_disk_once_and_know_where_data_is(
     size: int, extents: list[Extent]
 ) -> None:
-    layout, data = Layout(size, BLOCK), within(extents, size)
-    runs = list(plan.segment_runs(data, layout))
+    layout = Layout(size, BLOCK)
+    runs = list(plan.segment_runs(source_of(extents, size), layout))
     segments = [at for run in runs for at in range(run.first, run.first + run.total)]
     assert segments == list(range(layout.segments))
     with_data = {
@@ -40,18 +45,18 @@ def test_segment_runs_cover_the_disk_once_and_know_where_data_is(
         segment
         for segment in range(layout.segments)
         for start, end in [layout.segment_extent(segment)]
-        if any(extent.start < end and extent.end > start for extent in data)
+        if any(extent.start < end and extent.end > start for extent in extents)
     }
 
 
 def test_segment_runs_of_the_plain_cases() -> None:
-    assert list(plan.segment_runs([], LAYOUT)) == [SegmentRun(0, 11, False)]
-    assert list(plan.segment_runs([Extent(0, LAYOUT.size)], LAYOUT)) == [SegmentRun(0, 11, True)]
+    def runs(*data: Extent) -> list[SegmentRun]:
+        return list(plan.segment_runs(source_of([*data], LAYOUT.size), LAYOUT))
+
+    assert runs() == [SegmentRun(0, 11, False)]
+    assert runs(Extent(0, LAYOUT.size)) == [SegmentRun(0, 11, True)]
     touching = [Extent(1, 1), Extent(SEGMENT - 1, 2), Extent(2 * SEGMENT, 1)]
-    assert list(plan.segment_runs(touching, LAYOUT)) == [
-        SegmentRun(0, 3, True),
-        SegmentRun(3, 8, False),
-    ]
+    assert runs(*touching) == [SegmentRun(0, 3, True), SegmentRun(3, 8, False)]
 
 
 @given(
