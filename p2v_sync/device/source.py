@@ -338,18 +338,25 @@ class DiskSource:
             raise self._gone()
 
     def next_data(self, start: int) -> int:
-        """Where the next allocated byte lies, from ``start`` on; else the size.
+        """Where the next allocated byte lies, from ``start`` on; else the size (man 2 lseek).
 
-        Block devices, and file systems that can't tell, have no holes.  That of a file system that
-        can is found at once; where the data ends is not asked for: SEEK_HOLE walks there, however
-        far, and takes longer than to read a few zeros (man 2 lseek).
+        Block devices, and file systems that can't tell, have no holes.  Where the data ends is not
+        asked for: SEEK_HOLE walks there, however far, and takes longer than to read a few zeros.
+
+        Raises DeviceChanged when the source has become shorter: what is missing is no hole.
         """
         if self.is_block or start >= self._size:
             return min(start, self._size)
         try:
             return min(os.lseek(self._fd, start, os.SEEK_DATA), self._size)
         except OSError as error:
-            return self._size if error.errno == errno.ENXIO else start
+            if error.errno != errno.ENXIO:
+                return start
+        # Nothing more up to the end of the file, wherever that is by now.
+        length = self._current_size()
+        if length < self._size:
+            raise self._ended_at(length)
+        return self._size
 
     def stamp(self) -> tuple[int, ...]:
         """Numbers that change when the source is written to; compare with ``changed_since``.

@@ -33,7 +33,10 @@ class Source(Protocol):
         ...
 
     def next_data(self, start: int) -> int:
-        """Where the next byte that may not be zero lies, from ``start`` on; else the size."""
+        """Where the next byte that may not be zero lies, from ``start`` on; else the size.
+
+        Raises DeviceChanged when the source has become shorter.
+        """
         ...
 
 

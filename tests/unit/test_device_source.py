@@ -399,6 +399,13 @@ def test_next_data_of_a_file_that_has_grown_since(image: Path) -> None:
         assert source.next_data(4 * MIB) == source.size
 
 
+def test_the_end_of_a_file_that_has_shrunk_since_is_no_hole(image: Path) -> None:
+    with DiskSource(image) as source:
+        os.truncate(image, 64 * KIB)
+        with pytest.raises(DeviceChanged, match="it ends at 65536"):
+            source.next_data(MIB)
+
+
 def test_next_data_where_unsupported(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: int) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
