@@ -16,6 +16,7 @@ bulk data; they are apart so that the body can be received straight into a page-
 import json
 import mmap
 import struct
+import zlib
 from enum import IntEnum
 from typing import (
     Any,
@@ -34,7 +35,10 @@ from typing import (
 MAGIC = b"P2"
 VERSION = 1  # of the protocol; what both ends can do beyond it is negotiated in HELLO/WELCOME
 
-HEADER = struct.Struct("!2sBBIII")
+# Magic, type, flags, sequence, lengths of meta and body, CRC-32 of the meta, and of all before it.
+HEADER = struct.Struct("!2sBBIIIII")
+_CHECK = struct.Struct("!I")
+_CHECKED = HEADER.size - _CHECK.size
 MAX_META = 256 * 1024
 MAX_REQUEST = 4 * 1024 * 1024  # raw bytes one DATA frame may carry
 MAX_BODY = MAX_REQUEST
@@ -254,6 +258,20 @@ def next_state(state: State, role: str, kind: FrameType) -> State:
         ) from None
 
 
+def pack_header(
+    kind: int,
+    sequence: int,
+    meta_length: int,
+    body_length: int,
+    meta_check: int = 0,
+    flags: int = 0,
+) -> bytes:
+    """A frame's header; ``meta_check`` is the CRC-32 of its meta."""
+    fields = (MAGIC, kind, flags, sequence, meta_length, body_length, meta_check)
+    checked = HEADER.pack(*fields, 0)[:_CHECKED]
+    return checked + _CHECK.pack(zlib.crc32(checked))
+
+
 class Frame(NamedTuple):
     """A frame that came in; ``body`` is valid until the next one is received."""
 
@@ -287,6 +305,7 @@ class Connection:
         self._parts = [self._header]  # what is still to come of the frame, in order
         self._lengths = (0, 0)
         self._meta = memoryview(b"")
+        self._meta_check = 0
         self._kind = 0
         self._flags = 0
 
@@ -295,7 +314,7 @@ class Connection:
         if len(meta) > MAX_META or body_length > MAX_BODY:
             raise ProtocolError("a {} of this length can't be sent".format(kind.name))
         self._advance(self.role, kind)
-        head = HEADER.pack(MAGIC, kind, 0, self._sent, len(meta), body_length)
+        head = pack_header(kind, self._sent, len(meta), body_length, zlib.crc32(meta))
         self._sent = (self._sent + 1) & 0xFFFFFFFF
         return head + meta
 
@@ -326,9 +345,13 @@ class Connection:
         return self._finish_frame()
 
     def _start_frame(self) -> None:
-        magic, self._kind, self._flags, sequence, meta, body = HEADER.unpack(self._header)
+        magic, self._kind, self._flags, sequence, meta, body, self._meta_check, check = (
+            HEADER.unpack(self._header)
+        )
         if magic != MAGIC:
             raise ProtocolError("this is not p2v-sync talking (no frame begins here)")
+        if zlib.crc32(self._header[:_CHECKED]) != check:
+            raise ProtocolError("a frame's header arrived damaged")
         if sequence != self._expected:
             raise ProtocolError("frame {} came where {} was due".format(sequence, self._expected))
         if self._flags & ~FLAG_OPTIONAL:
@@ -342,6 +365,8 @@ class Connection:
         self._parts = [part for part in parts if len(part)]
 
     def _finish_frame(self) -> Optional[Frame]:
+        if zlib.crc32(self._meta) != self._meta_check:
+            raise ProtocolError("a frame arrived damaged")
         try:
             kind = FrameType(self._kind)
         except ValueError:

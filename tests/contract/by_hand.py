@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,8 @@ class Talk:
 
     def say(self, kind: FrameType, meta: Json | bytes = b"", body: bytes = b"") -> None:
         packed = meta if isinstance(meta, bytes) else wire.pack_json(meta)
-        head = wire.HEADER.pack(wire.MAGIC, kind, 0, self._sent, len(packed), len(body))
+        check = zlib.crc32(packed)
+        head = wire.pack_header(kind, self._sent, len(packed), len(body), check)
         self._sent += 1
         self.say_bytes(head + packed + body)
         with contextlib.suppress(wire.ProtocolError):

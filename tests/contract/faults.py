@@ -158,7 +158,7 @@ def frames_of(data: bytes | bytearray) -> Iterator[tuple[FrameType, int]]:
     """``(type, offset of its end)`` of the frames of a recorded direction."""
     at = 0
     while at < len(data):
-        _, kind, _, _, meta, body = wire.HEADER.unpack_from(data, at)
+        _, kind, _, _, meta, body, _, _ = wire.HEADER.unpack_from(data, at)
         at += wire.HEADER.size + meta + body
         yield FrameType(kind), at
 

@@ -579,7 +579,7 @@ def test_noise_instead_of_frames(tmp_path: Path) -> None:
 def test_an_unknown_frame(tmp_path: Path) -> None:
     def unknown(talk: Talk, frame: Frame) -> None:
         del frame
-        talk.say_bytes(wire.HEADER.pack(wire.MAGIC, 200, 0, 3, 0, 0))
+        talk.say_bytes(wire.pack_header(200, 3, 0, 0))
 
     with pytest.raises(ProtocolError, match="unknown type"):
         meet(tmp_path, says(T.DATA, unknown))

@@ -1,6 +1,7 @@
 """The frames of wire.py: any fragmentation, any garbage, every cap."""
 
 import struct
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -98,18 +99,18 @@ def test_messages_of_any_bytes(meta: bytes) -> None:
 
 
 def header(**changes: int) -> bytes:
-    fields = {"kind": 1, "flags": 0, "sequence": 0, "meta": 0, "body": 0, **changes}
-    return wire.HEADER.pack(wire.MAGIC, *fields.values())
+    fields = {"kind": 1, "sequence": 0, "meta_length": 0, "body_length": 0, **changes}
+    return wire.pack_header(**fields)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: p2v\r\n\r\n",
         header(sequence=1),
-        header(meta=wire.MAX_META + 1),
-        header(body=wire.MAX_BODY + 1),
-        header(meta=0xFFFFFFFF, body=0xFFFFFFFF),
+        header(meta_length=wire.MAX_META + 1),
+        header(body_length=wire.MAX_BODY + 1),
+        header(meta_length=0xFFFFFFFF, body_length=0xFFFFFFFF),
         header(kind=200),
         header(kind=200, flags=0xD7),
         header(kind=FrameType.DATA),
@@ -124,8 +125,23 @@ def test_a_header_that_is_refused(data: bytes) -> None:
 
 def test_an_unknown_frame_that_is_optional_is_skipped() -> None:
     receiver = Connection(wire.RECEIVER)
-    data = header(kind=200, flags=wire.FLAG_OPTIONAL, meta=3) + b"abc" + header(sequence=1)
+    optional = {"kind": 200, "flags": wire.FLAG_OPTIONAL, "meta_check": zlib.crc32(b"abc")}
+    data = header(meta_length=3, **optional) + b"abc" + header(sequence=1)
     assert [frame.kind for frame in feed(receiver, data, 5)] == [FrameType.HELLO]
+
+
+@given(
+    at=st.integers(0, wire.HEADER.size + 9), change=st.integers(1, 255), piece=st.integers(1, 40)
+)
+def test_p7_a_header_or_meta_that_is_damaged_ends_the_connection(
+    at: int, change: int, piece: int
+) -> None:
+    """Were it skipped or believed, an answer could be waited for that never comes."""
+    sender, receiver = pair()
+    data = bytearray(sender.send(FrameType.SEGMENTS, b"0123456789", 0))
+    data[at] ^= change
+    with pytest.raises(ProtocolError, match=r"damaged|not p2v-sync"):
+        list(feed(receiver, bytes(data), piece))
 
 
 def test_nothing_comes_after_an_error() -> None:
@@ -174,7 +190,8 @@ def test_the_bytes_of_every_message_stay(packed: str, message: wire.Segments) ->
 
 def test_the_bytes_of_a_frame_stay() -> None:
     data = Connection(wire.SENDER).send(FrameType.HELLO, b"{}", 5)
-    assert data.hex() == "50320100" + "00000000" + "00000002" + "00000005" + "7b7d"
+    lengths = "00000000" + "00000002" + "00000005"
+    assert data.hex() == "50320100" + lengths + "a3a6bf43" + "9c7eff22" + "7b7d"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +224,7 @@ def test_what_are_no_pairs(value: object) -> None:
 
 
 def test_the_header_is_sixteen_bytes() -> None:
-    assert struct.calcsize("!2sBBIII") == wire.HEADER.size == 16
+    assert struct.calcsize("!2sBBIIIII") == wire.HEADER.size == 24
 
 
 # The layout of a disk.

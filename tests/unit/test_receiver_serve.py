@@ -4,6 +4,7 @@ import contextlib
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ class Hostile:
 
     def say(self, kind: int, meta: Json | bytes = b"", body: bytes = b"") -> None:
         packed = meta if isinstance(meta, bytes) else wire.pack_json(meta)
-        head = wire.HEADER.pack(wire.MAGIC, kind, 0, self._sent, len(packed), len(body))
+        check = zlib.crc32(packed)
+        head = wire.pack_header(kind, self._sent, len(packed), len(body), check)
         self._sent += 1
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(head + packed + body)
@@ -63,7 +65,7 @@ class Hostile:
 
     def hear(self) -> tuple[FrameType, bytes, bytes]:
         while True:
-            _, kind, _, _, meta, body = wire.HEADER.unpack(self._receive(wire.HEADER.size))
+            _, kind, _, _, meta, body, _, _ = wire.HEADER.unpack(self._receive(wire.HEADER.size))
             answer = FrameType(kind), self._receive(meta), self._receive(body)
             if answer[0] is not F.PING:
                 return answer
@@ -205,7 +207,7 @@ def test_an_error_instead_of_a_request(sender: Hostile, greeted: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n\r\n", bytes(100), random.Random(1).randbytes(1000)]
+    "data", [b"GET / HTTP/1.1\r\nHost: p2v\r\n\r\n", bytes(100), random.Random(1).randbytes(1000)]
 )
 def test_what_is_no_frame(sender: Hostile, data: bytes) -> None:
     sender.say_bytes(data)
@@ -551,7 +553,8 @@ def test_p2_p7_a_sender_that_vanishes_at_any_frame(
         if kind is F.BEGIN:
             sender.expect(F.BEGUN)
     kind, meta, body = frames[at]
-    whole = wire.HEADER.pack(wire.MAGIC, kind, 0, 2 + at, len(meta), len(body)) + meta + body
+    head = wire.pack_header(kind, 2 + at, len(meta), len(body), zlib.crc32(meta))
+    whole = head + meta + body
     sender.say_bytes(whole[: int(len(whole) * cut)])
     sender.vanish()
     receiver.wait()

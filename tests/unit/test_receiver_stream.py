@@ -27,11 +27,11 @@ def test_pings_that_are_taken_for_the_rest_of_a_frame_are_no_sign_of_life(
     over = threading.Event()
 
     def talk() -> None:
-        theirs.sendall(wire.HEADER.pack(wire.MAGIC, FrameType.OPENED, 0, 1, 5000, 0))
+        theirs.sendall(wire.pack_header(FrameType.OPENED, 1, 5000, 0))
         for number in itertools.count(2):
             if over.wait(0.05) or number > 50:
                 break
-            theirs.sendall(wire.HEADER.pack(wire.MAGIC, FrameType.PING, 0, number, 0, 0))
+            theirs.sendall(wire.pack_header(FrameType.PING, number, 0, 0))
         there.close()
 
     talker = threading.Thread(target=talk)

@@ -12,10 +12,6 @@ from p2v_receiver.wire import Connection, FrameType, ProtocolError, State
 OPENING = [FrameType.HELLO, FrameType.WELCOME, FrameType.OPEN, FrameType.OPENED]
 
 
-def frame(kind: FrameType, sequence: int) -> bytes:
-    return wire.HEADER.pack(wire.MAGIC, kind, 0, sequence, 0, 0)
-
-
 def in_control() -> Connection:
     """The receiver's end of an opened session."""
     end = Connection(wire.RECEIVER)
@@ -23,7 +19,7 @@ def in_control() -> Connection:
         if number % 2:
             end.send(kind, b"", 0)
         else:
-            end.buffer()[:] = frame(kind, number // 2)
+            end.buffer()[:] = wire.pack_header(kind, number // 2, 0, 0)
             assert end.received(wire.HEADER.size) is not None
     assert end.state is State.CONTROL
     return end
@@ -37,7 +33,7 @@ def test_a_frame_that_changes_nothing_undoes_no_change(monkeypatch: pytest.Monke
     def interrupted(state: State, role: str, kind: FrameType) -> State:
         after = real(state, role, kind)
         if kind is FrameType.COMMITTED:
-            end.buffer()[:] = frame(FrameType.END, 2)
+            end.buffer()[:] = wire.pack_header(FrameType.END, 2, 0, 0)
             receiving = threading.Thread(target=end.received, args=(wire.HEADER.size,))
             receiving.start()
             receiving.join()
