@@ -22,8 +22,8 @@ from .wire import Buffer, Frame, FrameType
 _SMALL = 16 * 1024  # bodies up to here are joined with their header into one system call
 _RECEIVE_MOST = 512 * 1024  # a slow link must show signs of life more often than once a body
 _DEAD_LINK_MS = 25000
-# Bytes of a frame that is not whole yet.  After damage to a length PINGs would be taken for the
-# rest of it, and be signs of life for hours.
+# Bytes of a frame that is not whole yet.  When some of a body were lost PINGs would be taken for
+# the rest of it, and be signs of life for hours.
 _SIGN_OF_LIFE = 1024
 
 

@@ -223,7 +223,7 @@ def test_what_are_no_pairs(value: object) -> None:
         wire.get_pairs({"n": value}, "n")
 
 
-def test_the_header_is_sixteen_bytes() -> None:
+def test_the_header_is_twenty_four_bytes() -> None:
     assert struct.calcsize("!2sBBIIIII") == wire.HEADER.size == 24
 
 

@@ -14,7 +14,7 @@ from p2v_receiver.wire import FrameType
 def test_pings_that_are_taken_for_the_rest_of_a_frame_are_no_sign_of_life(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As after damage to a length; by their number they would fill it up some day."""
+    """As when part of it was lost; by their number they would fill it up some day."""
     ours, theirs = socket.socketpair()
     here = FrameStream(FdPipe(ours.fileno(), ours.fileno()), wire.SENDER)
     there = FrameStream(SocketPipe(theirs), wire.RECEIVER)
