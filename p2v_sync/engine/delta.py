@@ -198,7 +198,7 @@ class CutoverSession:
 
     def put(self, name: str, content: bytes) -> None:
         """Keep a file (.xml .cfg .sh .yaml .json .log, 1 MiB at most) beside the images."""
-        self._act("put", {"name": name}, content)
+        self._act("put", {"name": name, "digest": codec.entries_digest(content).hex()}, content)
 
     def run(self, hypervisor: str, what: str, name: str) -> str | None:
         """Define, start or convert; returns what the program there said.

@@ -189,7 +189,7 @@ def entries_of(data: memoryview, block_size: int, digest: Digest) -> List[bytes]
 
 
 def entries_digest(entries: Buffer) -> bytes:
-    """The digest of packed entries; it names the state of a segment or of a whole disk."""
+    """BLAKE2b-128: of packed entries it names the state of a segment or of a whole disk."""
     return hashlib.blake2b(entries, digest_size=ENTRY_SIZE).digest()
 
 

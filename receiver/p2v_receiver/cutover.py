@@ -3,7 +3,7 @@
 import os
 from typing import Callable, Dict, List, Optional
 
-from . import delta, machine, wire
+from . import codec, delta, machine, wire
 from .apply import Target
 from .delta import Writer
 from .manifest import APPLYING, UNDOING
@@ -130,7 +130,14 @@ class Cutover:
         return dict(self._status(), kept=kept)
 
     def _put(self, message: Json, body: Buffer) -> Json:
-        machine.put(self._place.directory, wire.get(message, "name", str), body)
+        name = wire.get(message, "name", str)
+        if codec.entries_digest(body).hex() != wire.get(message, "digest", str):
+            raise TargetError(
+                ErrorCode.INTEGRITY,
+                "{!r} arrived damaged: its digest differs".format(name[:120]),
+                "run the same command again",
+            )
+        machine.put(self._place.directory, name, body)
         return {}
 
     def _run(self, message: Json, body: Buffer) -> Json:

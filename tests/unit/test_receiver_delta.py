@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2v_receiver import codec, wire
+from p2v_receiver.cutover import Cutover
 from p2v_receiver.delta import Delta, DeltaDamaged
 from p2v_receiver.target import TargetError
 from p2v_receiver.wire import ErrorCode, Json, ProtocolError, Run, Runs
@@ -393,13 +394,28 @@ def test_p10_an_image_that_a_machine_runs_on_is_not_opened(bench: CutBench) -> N
 # Definitions.
 
 
+def put(cutover: Cutover, name: str, content: bytes, arrives: bytes | None = None) -> None:
+    digest = codec.entries_digest(content).hex()
+    body = content if arrives is None else arrives
+    cutover.act({"action": "put", "name": name, "digest": digest}, body)
+
+
 @pytest.mark.parametrize("name", ["web.xml", "a.proxmox.sh", "b.cfg", "c.yaml", "d.json"])
 def test_a_definition_is_kept_and_replaced(bench: CutBench, name: str) -> None:
     for content in (b"one", b"two"):
         with bench.take() as cutover:
-            cutover.act({"action": "put", "name": name}, content)
+            put(cutover, name, content)
             assert name in cutover.act({"action": "status"}, b"")["files"]
         assert bench.image.with_name(name).read_bytes() == content
+
+
+def test_p4_a_definition_that_arrives_damaged_replaces_nothing(bench: CutBench) -> None:
+    with bench.take() as cutover:
+        put(cutover, "web.xml", b"<domain/>")
+    with bench.take() as cutover, pytest.raises(TargetError, match="arrived damaged") as caught:
+        put(cutover, "web.xml", b"<domain a='1'/>", arrives=b"<domain a='3'/>")
+    assert caught.value.code is ErrorCode.INTEGRITY
+    assert bench.image.with_name("web.xml").read_bytes() == b"<domain/>"
 
 
 @pytest.mark.parametrize(
@@ -409,7 +425,7 @@ def test_a_definition_is_kept_and_replaced(bench: CutBench, name: str) -> None:
 def test_p10_other_names_are_refused(bench: CutBench, name: str) -> None:
     before = sorted(os.listdir(bench.place.directory))
     with bench.take() as cutover, pytest.raises(TargetError, match="can't be kept"):
-        cutover.act({"action": "put", "name": name}, b"x")
+        put(cutover, name, b"x")
     assert sorted(os.listdir(bench.place.directory)) == before
 
 
@@ -421,7 +437,7 @@ def test_p10_a_link_in_the_place_of_a_definition_is_not_followed(
     link = bench.image.with_name("web.xml")
     link.symlink_to(other)
     with bench.take() as cutover:
-        cutover.act({"action": "put", "name": "web.xml"}, b"new")
+        put(cutover, "web.xml", b"new")
     assert other.read_bytes() == b"precious"
     assert link.read_bytes() == b"new"
 
