@@ -24,6 +24,8 @@ _BLKGETSIZE64 = 0x80081272  # linux/fs.h: _IOR(0x12, 114, size_t)
 _F_OFD_GETLK = 36  # asm-generic/fcntl.h; Python has it since 3.9
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock where off_t has 64 bits
 _READ_SIZE = 1024 * 1024
+# Of one pwrite(2): a MiB takes ext4 up to three times as long as 16 such pieces do.
+_WRITE_SIZE = 64 * 1024
 _EDGE = 1024 * 1024
 _SAMPLE_BLOCKS = 32
 _ZERO_STEP = 128 * 1024 * 1024  # LIO answers longer requests to zero so late that they time out
@@ -271,7 +273,7 @@ class Image:
         try:
             done = 0
             while done < len(data):
-                done += os.pwrite(self.fd, data[done:], start + done)
+                done += os.pwrite(self.fd, data[done : done + _WRITE_SIZE], start + done)
         except OSError as error:
             raise from_oserror(error, "writing", self.path) from error
 
